@@ -1,0 +1,61 @@
+# `make demo` and `make test` need Python 3.11+, make and (for the C++ kernels) a C++ compiler; all else is installed in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+# More options for the line that installs torch, e.g. TORCH_ARGS="--index-url …" to choose its CPU or another CUDA build.
+TORCH_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+CONSTRAINTS := requirements/constraints.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := $(wildcard setup.py CMakeLists.txt kernels/cpu/*)
+
+.PHONY: help demo test test-all lint format types build benchmark clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: build ## train and compare on drawn scenes: base, text, instruct, then three arms (at most 15 minutes)
+	$(BIN)/elva demo $(DEMO_ARGS)
+
+test: build ## the tests, without those marked slow
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: build ## every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: build ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: build ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: build ## mypy
+	$(BIN)/mypy
+
+benchmark: build ## pytest-benchmark over benchmarks/
+	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+
+build: $(VENV)/.built ## the virtual environment, the pinned dependencies, the native kernels
+
+# torch goes in by itself first: with it in place no other package asks for another build of it.
+$(VENV)/.torch: $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "elva needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c $(CONSTRAINTS) --upgrade pip setuptools
+	$(PIP) install -c $(CONSTRAINTS) $(TORCH_ARGS) torch
+	$(PIP) install --quiet -c $(CONSTRAINTS) cmake ninja
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(PIP) install -c $(CONSTRAINTS) --no-build-isolation -e ".[dev]"
+	@touch $@
+
+clean: ## remove what was built and cached; the virtual environment stays
+	rm -rf build dist *.egg-info elva/_C*.so $(VENV)/.built
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find benchmarks elva kernels tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The `elva` command, one file per subcommand."""

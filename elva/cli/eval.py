@@ -1,0 +1,113 @@
+"""`elva eval MODEL --data DIR`: measure a model, print the tables, write results.json and report.html."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from elva.evaluation.results import Results
+
+Mode = Literal["generative", "direct"]
+
+
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="Model directory or name on the Hugging Face Hub.")],
+    data: Annotated[Path, typer.Option("--data", help="Directory in M-BEIR's layout.")],
+    pool: Annotated[
+        Literal["local", "global"], typer.Option(help="Search a task's own pool, or all pools.")
+    ] = "local",
+    mode: Annotated[
+        Mode | None, typer.Option(help="How queries are embedded; default: the model's own.")
+    ] = None,
+    candidate_mode: Annotated[Mode, typer.Option(help="How candidates are embedded.")] = "direct",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which queries.")] = "test",
+    tasks: Annotated[str | None, typer.Option(help="Only these: mscoco,cirr_task7,…")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs encoded at a time.")] = 64,
+    instructions: Annotated[str, typer.Option(help="fixed (prompt_1) or random:SEED.")] = "fixed",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many queries a task.")] = None,
+    seed: Annotated[
+        int, typer.Option(help="Draws limited queries, the grain distance's and the gallery's.")
+    ] = 0,
+    check: Annotated[bool, typer.Option(help="Check the whole directory first.")] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write results.json and report.html here.")
+    ] = None,
+) -> None:
+    """Hit rate, recall, MRR and nDCG per task; multi-grain hits, grain distance and grains named."""
+    from elva.data.mbeir import MBEIRDirectory
+    from elva.evaluation.gallery import build_gallery
+    from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
+    from elva.evaluation.report import render_report
+    from elva.evaluation.retrieval import evaluate, select_tasks
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+    try:
+        if check:
+            require_sound(data)
+        directory = MBEIRDirectory(data)
+        inputs = Inputs(directory, instructions)
+        select_tasks(directory, split, names)
+        _require_directory(out)
+        encoder = load_encoder(model)
+        candidates = CandidateEmbeddings(encoder, inputs, candidate_mode, batch_size)
+        shared = {
+            "split": split,
+            "query_mode": mode,
+            "candidate_mode": candidate_mode,
+            "instructions": instructions,
+            "tasks": names,
+            "batch_size": batch_size,
+            "seed": seed,
+            "candidates": candidates,
+        }
+        results = evaluate(encoder, data, pool=pool, limit=limit, check=False, **shared)
+        results.model = model
+        print_results(results)
+        if out is not None:
+            gallery = build_gallery(encoder, data, **shared)
+            page = render_report(f"{Path(model).name} on {data.name}", {model: results}, gallery=gallery)
+            write_outputs(out, results, page)
+    except (ValueError, OSError) as error:
+        typer.echo(f"elva eval: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def load_encoder(model: str):  # type: ignore[no-untyped-def]
+    """The encoder of a model directory or name; a function of its own so that tests can put a small one in."""
+    from elva.models.encoder import MultimodalEncoder
+
+    return MultimodalEncoder.from_pretrained(model)
+
+
+def print_results(results: Results) -> None:
+    """The tables on stdout."""
+    import sys
+
+    from rich.console import Console
+
+    from elva.evaluation.results import summary_table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(results.table())
+    if (grains := results.grains_table()) is not None:
+        console.print(grains)
+    console.print(summary_table({results.model: results}))
+
+
+def write_outputs(out: Path, results: Results, page: str) -> None:
+    """results.json and report.html in ``out``, both only once both are complete."""
+    from elva.files import atomic_file
+
+    report, record = out / "report.html", out / "results.json"
+    with atomic_file(report) as report_file, atomic_file(record) as record_file:
+        record_file.write_text(results.to_json() + "\n", encoding="utf-8")
+        report_file.write_text(page, encoding="utf-8")
+    typer.echo(f"wrote {record} and {report}")
+
+
+def _require_directory(out: Path | None) -> None:
+    if out is not None and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file, expected a directory or a new name")

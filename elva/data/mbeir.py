@@ -1,0 +1,244 @@
+"""Read a directory in M-BEIR's layout (Wei et al., "UniIR", arXiv 2311.17136).
+
+The reader is strict: the first problem is a ``DataError``. ``elva.data.check`` lists all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from elva.data.instructions import Instructions
+from elva.data.records import (
+    MODALITIES,
+    TASK_MODALITIES,
+    Candidate,
+    DataError,
+    Grain,
+    Query,
+    Task,
+    dataset_id,
+)
+
+__all__ = [
+    "MODALITIES",
+    "SPLITS",
+    "TASK_MODALITIES",
+    "Candidate",
+    "DataError",
+    "Grain",
+    "MBEIRDirectory",
+    "Query",
+    "Task",
+    "dataset_id",
+    "read_json_lines",
+]
+
+SPLITS = ("train", "val", "test")
+UNION_TRAIN_QUERIES = "query/union_train/mbeir_union_up_train.jsonl"
+UNION_VAL_QUERIES = "query/union_val/mbeir_union_val.jsonl"
+INSTRUCTIONS = "instructions/query_instructions.tsv"
+
+
+def query_file(split: str, dataset: str, task_id: int) -> str:
+    """Where the queries of a task stand, relative to the root (training files carry no task suffix)."""
+    task = "" if split == "train" else f"_task{task_id}"
+    return f"query/{split}/mbeir_{dataset}{task}_{split}.jsonl"
+
+
+def local_pool_file(split: str, dataset: str, task_id: int) -> str:
+    return f"cand_pool/local/mbeir_{dataset}_task{task_id}_{split}_cand_pool.jsonl"
+
+
+def shared_local_pool_file(dataset: str, task_id: int) -> str:
+    """The local pool that val and test share (every M-BEIR dataset but MSCOCO)."""
+    return f"cand_pool/local/mbeir_{dataset}_task{task_id}_cand_pool.jsonl"
+
+
+def global_pool_file(split: str) -> str:
+    return f"cand_pool/global/mbeir_union_{split}_cand_pool.jsonl"
+
+
+def qrels_file(split: str, dataset: str, task_id: int) -> str:
+    return f"qrels/{split}/mbeir_{dataset}_task{task_id}_{split}_qrels.txt"
+
+
+def parse_json_line(line: bytes) -> Any:
+    """The value of one line of a JSON-lines file; ValueError when it is not UTF-8 JSON."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"malformed JSON: {error}") from error
+
+
+def read_json_lines(path: Path, shown: str) -> Iterator[tuple[str, Any]]:
+    """Yield (``"shown:line"``, value) for each line of a JSON-lines file; blank lines are skipped.
+
+    Raises DataError for a file that cannot be read and for the first line that is not UTF-8 JSON.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                where = f"{shown}:{number}"
+                try:
+                    value = parse_json_line(line)
+                except ValueError as error:
+                    raise DataError(f"{where}: -: {error}") from error
+                yield where, value
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+
+
+def path_inside(root: Path, relative: str) -> Path:
+    """``root / relative`` without links; DataError when it leaves ``root``, which must be resolved itself."""
+    try:
+        path = (root / relative).resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{relative!r}: unusable path: {error}") from error
+    if Path(relative).is_absolute() or not path.is_relative_to(root):
+        raise DataError(f"{relative}: path leaves the directory, expected one inside {root}")
+    return path
+
+
+class MBEIRDirectory:
+    """A directory in M-BEIR's layout; nothing is read before it is asked for.
+
+    Raises DataError where ``root`` has no ``query`` folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not (self.root / "query").is_dir():
+            raise DataError(f"{self.root}: not an M-BEIR directory: expected a folder query/ in it")
+        self._resolved = self.root.resolve()
+
+    def path(self, relative: str) -> Path:
+        """The file that a relative path names; DataError when it leaves the directory (also by a link)."""
+        return path_inside(self._resolved, relative)
+
+    def tasks(self, split: str) -> list[Task]:
+        """The tasks that have queries in a split, sorted by dataset and task id."""
+        _check_split(split)
+        pattern = re.compile(rf"mbeir_(.+)_task(\d+)_{split}\.jsonl")
+        tasks = set()
+        for file in sorted((self.root / "query" / split).glob("mbeir_*.jsonl")):
+            if match := pattern.fullmatch(file.name):
+                tasks.add(Task(match[1], int(match[2])))
+            elif split == "train":
+                dataset = file.name.removeprefix("mbeir_").removesuffix("_train.jsonl")
+                relative = _relative(self.root, file)
+                tasks.update(Task(dataset, query.task_id) for query in self._read_queries(relative))
+        return sorted(tasks)
+
+    def queries(self, split: str, dataset: str, task_id: int) -> list[Query]:
+        """The queries of one task of one split, in the file's order."""
+        _check_split(split)
+        relative = query_file(split, dataset, task_id)
+        if not (self.root / relative).is_file():
+            known = ", ".join(task.name for task in self.tasks(split)) or "none"
+            raise DataError(f"{relative}: no such file in {self.root}; tasks of split {split!r}: {known}")
+        queries = self._read_queries(relative, unique=True)
+        return [query for query in queries if query.task_id == task_id or split != "train"]
+
+    def train_queries(self) -> list[Query]:
+        """All training queries: the union file (up-sampled in M-BEIR) if there, else every training file."""
+        if (self.root / UNION_TRAIN_QUERIES).is_file():
+            return list(self._read_queries(UNION_TRAIN_QUERIES))
+        found = (self.root / "query" / "train").glob("mbeir_*.jsonl")
+        files = [_relative(self.root, file) for file in sorted(found)]
+        if not files:
+            raise DataError(
+                f"{self.root}: no training queries, expected {UNION_TRAIN_QUERIES} or query/train/"
+            )
+        return [query for file in files for query in self._read_queries(file, unique=True)]
+
+    def train_pool(self) -> dict[str, Candidate]:
+        """The candidates of all training queries, by did."""
+        return self._read_pool(global_pool_file("train"))
+
+    def pool(self, split: str, dataset: str, task_id: int, scope: str = "local") -> list[Candidate]:
+        """What a task's queries are searched in: its own pool (``local``) or all tasks' (``global``)."""
+        _check_split(split)
+        if scope not in ("local", "global"):
+            raise ValueError(f"scope is {scope!r}, expected 'local' or 'global'")
+        relative = global_pool_file(split)
+        if scope == "local":
+            relative = self.local_pool_file(split, dataset, task_id)
+        return list(self._read_pool(relative).values())
+
+    def local_pool_file(self, split: str, dataset: str, task_id: int) -> str:
+        """The file of a task's local pool: the split's own where there is one, else the shared one."""
+        own = local_pool_file(split, dataset, task_id)
+        return own if (self.root / own).is_file() else shared_local_pool_file(dataset, task_id)
+
+    def qrels(self, split: str, dataset: str, task_id: int) -> dict[str, dict[str, int]]:
+        """Relevance by qid and did, from the five-column file (qid, 0, did, relevance, task id)."""
+        _check_split(split)
+        relative = qrels_file(split, dataset, task_id)
+        qrels: dict[str, dict[str, int]] = {}
+        try:
+            with (self.root / relative).open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    if not line.strip():
+                        continue
+                    try:
+                        qid, did, relevance = parse_qrel(line)
+                    except ValueError as error:
+                        raise DataError(f"{relative}:{number}: -: {error}") from error
+                    qrels.setdefault(qid, {})[did] = relevance
+        except OSError as error:
+            raise DataError(f"{relative}: cannot be read in {self.root}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{relative}: not UTF-8: {error}") from error
+        return qrels
+
+    @cached_property
+    def instructions(self) -> Instructions:
+        """The instructions of all datasets; DataError where the file is missing or malformed."""
+        return Instructions.read(self.root / INSTRUCTIONS, INSTRUCTIONS)
+
+    def _read_queries(self, relative: str, unique: bool = False) -> Iterator[Query]:
+        seen: set[str] = set()
+        for where, record in read_json_lines(self.root / relative, relative):
+            query = Query.from_json(record, where)
+            if unique:
+                if query.qid in seen:
+                    raise DataError(f"{where}: {query.qid}: duplicate qid, expected each once in a file")
+                seen.add(query.qid)
+            yield query
+
+    def _read_pool(self, relative: str) -> dict[str, Candidate]:
+        pool: dict[str, Candidate] = {}
+        for where, record in read_json_lines(self.root / relative, relative):
+            candidate = Candidate.from_json(record, where)
+            if candidate.did in pool:
+                raise DataError(f"{where}: {candidate.did}: duplicate did, expected each once in a pool")
+            pool[candidate.did] = candidate
+        return pool
+
+
+def parse_qrel(line: str) -> tuple[str, str, int]:
+    """(qid, did, relevance) of one qrels line; ValueError where it has not M-BEIR's five columns."""
+    columns = line.split()
+    if len(columns) != 5:
+        raise ValueError(f"{len(columns)} columns, expected five: qid 0 did relevance task_id")
+    qid, _, did, relevance, _ = columns
+    try:
+        return qid, did, int(relevance)
+    except ValueError:
+        raise ValueError(f"relevance of {qid} is {relevance!r}, expected an integer") from None
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+
+
+def _relative(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()

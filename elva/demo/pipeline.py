@@ -1,0 +1,151 @@
+"""Stages and arms of the demo, each resumable: base → text → instruct, then the arms from the same stage-2 model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elva.evaluation.results import Results
+from elva.files import atomic_file
+from elva.training.config import CONFIGS, ConfigError, build
+from elva.training.run import run_stage
+
+STAGE_2 = "stage 2"
+
+
+@dataclass
+class ArmRun:
+    """What an arm cost and logged. ``encoded_items``: queries' rollouts and candidates that went through the model."""
+
+    seconds: float
+    queries: int
+    encoded_items: int
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class DemoRun:
+    """One seed: results and costs by row of the table, and the learning curves of every stage."""
+
+    seed: int
+    results: dict[str, Results]
+    arms: dict[str, ArmRun]
+    histories: dict[str, list[dict[str, Any]]]
+    models: dict[str, Path]
+
+
+def load_settings(name_or_path: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """`quick`, `proof`, or a YAML file of the same layout; `key.sub=value` overrides on top."""
+    if Path(name_or_path).suffix in (".yaml", ".yml"):
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        resource = resources.files("elva.demo") / f"{name_or_path}.yaml"
+        if not resource.is_file():
+            raise ConfigError(f"--settings {name_or_path}: expected quick, proof or a YAML file")
+        text = resource.read_text(encoding="utf-8")
+    settings: dict[str, Any] = yaml.safe_load(text)
+    for override in overrides or []:
+        key, _, value = override.partition("=")
+        *parents, last = key.split(".")
+        node = settings
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = yaml.safe_load(value)
+    return settings
+
+
+def run_seed(
+    settings: dict[str, Any], data: Path, output: Path, seed: int, announce: Callable[[str], None]
+) -> DemoRun:
+    """Run (or finish) everything of one seed below ``output``."""
+    histories: dict[str, list[dict[str, Any]]] = {}
+    results: dict[str, Results] = {}
+    arms: dict[str, ArmRun] = {}
+    models: dict[str, Path] = {}
+    model = settings["base"]["model"]
+    for stage in ("base", "text", "instruct"):
+        model, histories[stage], _ = _stage(settings[stage], stage, model, data, output / stage, seed, announce)
+    stage_2 = model
+    models[STAGE_2] = Path(stage_2)
+    results[STAGE_2] = _measure(settings["evaluation"], STAGE_2, stage_2, data, output / "instruct", seed, announce)
+    for name, arm in settings["arms"].items():
+        values = copy.deepcopy(arm)
+        directory = output / _slug(name)
+        model, history, seconds = _stage(values, values.pop("stage"), stage_2, data, directory, seed, announce, name)
+        histories[name] = history
+        arms[name] = ArmRun(seconds, _total(history, "queries"), _total(history, "encoded_items"), history)
+        models[name] = Path(model)
+        results[name] = _measure(settings["evaluation"], name, model, data, directory, seed, announce)
+    return DemoRun(seed, results, arms, histories, models)
+
+
+def _stage(
+    values: dict[str, Any],
+    stage: str,
+    model: str,
+    data: Path,
+    output: Path,
+    seed: int,
+    announce: Callable[[str], None],
+    name: str | None = None,
+) -> tuple[str, list[dict[str, Any]], float]:
+    config = build(CONFIGS[stage], {**values, "model": model, "data": str(data), "output": str(output), "seed": seed})
+    record = output / "seconds.json"
+    start = time.perf_counter()
+    trained = run_stage(config)
+    if not record.is_file():
+        with atomic_file(record) as temporary:
+            temporary.write_text(json.dumps(time.perf_counter() - start), encoding="utf-8")
+    seconds = json.loads(record.read_text(encoding="utf-8"))
+    history = json.loads((output / "history.json").read_text(encoding="utf-8"))
+    announce(f"{name or stage}: {seconds:.0f} s, loss {_first_last(history)}")
+    return str(trained), history, seconds
+
+
+def _measure(
+    settings: dict[str, Any],
+    name: str,
+    model: str,
+    data: Path,
+    directory: Path,
+    seed: int,
+    announce: Callable[[str], None],
+) -> Results:
+    from elva.evaluation.retrieval import evaluate
+    from elva.models.encoder import MultimodalEncoder
+
+    record = directory / "results.json"
+    if record.is_file():
+        return Results.from_json(record.read_text(encoding="utf-8"))
+    results = evaluate(MultimodalEncoder.from_pretrained(model), data, **settings)
+    with atomic_file(record) as temporary:
+        temporary.write_text(results.to_json(), encoding="utf-8")
+    announce(f"{name}: measured in {results.seconds:.0f} s")
+    return results
+
+
+def _total(history: list[dict[str, Any]], figure: str) -> int:
+    """Sum over steps of a figure that is logged as its mean since the last log line."""
+    total, last = 0.0, 0
+    for line in history:
+        if figure in line:
+            total += line[figure] * (line["step"] - last)
+            last = line["step"]
+    return round(total)
+
+
+def _first_last(history: list[dict[str, Any]]) -> str:
+    losses = [line["loss"] for line in history if "loss" in line]
+    return f"{losses[0]:.3f} → {losses[-1]:.3f}" if losses else "not logged"
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-").replace("--", "-")

@@ -1,0 +1,105 @@
+"""How an evaluation hands queries and candidates to the encoder, and what it demands of the data first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from elva.data.check import check
+from elva.data.instructions import clean, query_text
+from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
+
+if TYPE_CHECKING:
+    from elva.models.encoder import MultimodalEncoder
+
+Item = dict[str, Any]
+
+SHOWN_PROBLEMS = 5
+UNREACHABLE = "unreachable qrels"
+
+
+def require_sound(root: str | Path) -> None:
+    """Raise DataError when ``elva.data.check`` finds a problem in ``root``: how many, and the first five.
+
+    Unreachable qrels alone do not stop an evaluation: M-BEIR's own OVEN and InfoSeek have them. They are counted
+    in ``TaskRow.unreachable`` instead.
+    """
+    if not Path(root).is_dir():
+        raise DataError(f"data directory {root} is not there, expected a directory in M-BEIR's layout")
+    count, first = 0, []
+    for problem in check(root):
+        count += 1
+        if len(first) < SHOWN_PROBLEMS and not problem.message.startswith(UNREACHABLE):
+            first.append(str(problem))
+    if first:
+        noun = "problem" if count == 1 else "problems"
+        more = [f"… and {count - len(first)} more"] if count > len(first) else []
+        advice = f"{root} has {count} {noun}; run `elva data check {root}` to see every one"
+        raise DataError("\n".join([advice, *first, *more]))
+
+
+def parse_instructions(instructions: str) -> tuple[str, int]:
+    """``fixed`` or ``random:SEED`` as the (policy, seed) of ``Instructions.choose``. ValueError otherwise."""
+    policy, _, seed = instructions.partition(":")
+    if instructions == "fixed":
+        return "fixed", 0
+    if policy == "random" and seed.isascii() and seed.isdigit():
+        return "random", int(seed)
+    raise ValueError(f"instructions must be 'fixed' or 'random:SEED' (a whole number), got {instructions!r}")
+
+
+class Inputs:
+    """Turns records into encoder inputs: instruction + text in UniIR's cleaning, and the picture's path."""
+
+    def __init__(self, directory: MBEIRDirectory, instructions: str = "fixed") -> None:
+        self.directory = directory
+        self._policy, self._seed = parse_instructions(instructions)
+
+    def query(self, query: Query) -> Item:
+        modality = TASK_MODALITIES[query.task_id][1]
+        instruction = self.directory.instructions.choose(
+            query, modality, policy=self._policy, seed=self._seed
+        )
+        return self._item(query_text(instruction, query.text), query.image)
+
+    def candidate(self, candidate: Candidate) -> Item:
+        return self._item(clean(candidate.text) or None, candidate.image)
+
+    def _item(self, text: str | None, image: str | None) -> Item:
+        return {"text": text, "image": str(self.directory.path(image)) if image else None}
+
+
+class CandidateEmbeddings:
+    """Embeddings of candidates, each encoded once however many pools and tasks it stands in."""
+
+    def __init__(
+        self, encoder: MultimodalEncoder, inputs: Inputs, mode: str = "direct", batch_size: int = 64
+    ) -> None:
+        self._encoder, self._inputs, self._mode, self._batch_size = encoder, inputs, mode, batch_size
+        self._rows: dict[tuple[str, str | None, str | None], int] = {}
+        self._embeddings: Tensor | None = None
+
+    def __call__(self, pool: Sequence[Candidate]) -> Tensor:
+        """``[len(pool), D]`` float32, in the pool's order. Raises DataError on an empty pool."""
+        if not pool:
+            raise DataError("a candidate pool is empty; run `elva data check` on the directory")
+        new = {key: candidate for candidate in pool if (key := _identity(candidate)) not in self._rows}
+        if new:
+            items = [self._inputs.candidate(candidate) for candidate in new.values()]
+            added = self._encoder.encode(
+                items, mode=self._mode, batch_size=self._batch_size, show_progress=True
+            ).float()
+            self._rows.update(zip(new, range(len(self._rows), len(self._rows) + len(new)), strict=True))
+            self._embeddings = added if self._embeddings is None else torch.cat([self._embeddings, added])
+        assert self._embeddings is not None
+        rows = [self._rows[_identity(candidate)] for candidate in pool]
+        return self._embeddings if rows == list(range(len(self._rows))) else self._embeddings[rows]
+
+
+def _identity(candidate: Candidate) -> tuple[str, str | None, str | None]:
+    # A did alone could stand for two things in the pools of two tasks; then both are encoded.
+    return candidate.did, candidate.text, candidate.image

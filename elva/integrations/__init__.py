@@ -1,0 +1,1 @@
+"""ELVA's losses in the conventions of other libraries; each module imports its library, and only that."""

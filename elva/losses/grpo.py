@@ -1,0 +1,146 @@
+"""The policy loss of stage 3: GRPO on the tokens of the summaries (PAPER.md, "Rewards"; names as in TRL)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from elva.losses.rewards import SCALES, group_advantage
+
+
+class GRPOLoss(nn.Module):
+    """Clipped token ratio with group-relative advantages and a KL penalty to the reference policy.
+
+        ratio = exp(logp - logp_old);  kl = exp(logp_ref - logp) - (logp_ref - logp) - 1    (k3 estimator)
+        token = -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A) + beta kl
+
+    averaged over the tokens of a completion, then over completions (TRL's ``loss_type="grpo"``); or, with
+    ``max_completion_length``, summed over them and divided by that constant (``"dr_grpo"``), which weights every
+    sampled token alike and makes the loss's gradient that of E[R] up to a constant. The loss maximises E[R] through the sampled
+    tokens only; the second path, through the embedding, is not part of it (PAPER.md, "What it leaves open").
+
+    Args:
+        beta: weight of the KL penalty, >= 0; the reference is needed when it is above 0.
+        epsilon: lower clip range, in (0, 1).
+        epsilon_high: upper clip range, > 0; ``None`` means ``epsilon``.
+        scale_rewards: how rewards become advantages; see :func:`elva.losses.group_advantage`.
+        max_completion_length: ``None``, or the constant > 0 that replaces each completion's own length.
+
+    Attributes:
+        metrics: of the last call, detached scalars: ``kl`` (mean per token; 0 without a reference), ``clip_ratio``
+            (share of tokens whose gradient the clip cut off) and ``ratio_mean``.
+
+    Raises:
+        ValueError: a value outside the ranges above.
+
+    Example:
+        >>> loss = GRPOLoss(beta=0.0, scale_rewards="none")
+        >>> logps = torch.full((2, 1), -1.0, requires_grad=True)
+        >>> loss(logps, torch.tensor([[1.0, 0.0]]), torch.ones(2, 1, dtype=torch.bool)).backward()
+        >>> logps.grad.flatten()  # -A / 2: the better completion becomes more likely
+        tensor([-0.2500,  0.2500])
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.2,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        scale_rewards: str = "group",
+        max_completion_length: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not beta >= 0:
+            raise ValueError(f"beta must be at least 0, got {beta}")
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon must be between 0 and 1, got {epsilon}")
+        if epsilon_high is not None and not epsilon_high > 0:
+            raise ValueError(f"epsilon_high must be above 0, got {epsilon_high}")
+        if scale_rewards not in SCALES:
+            raise ValueError(f"scale_rewards must be one of {SCALES}, got {scale_rewards!r}")
+        if max_completion_length is not None and max_completion_length < 1:
+            raise ValueError(f"max_completion_length must be at least 1, got {max_completion_length}")
+        self.beta = beta
+        self.epsilon = epsilon
+        self.epsilon_high = epsilon if epsilon_high is None else epsilon_high
+        self.scale_rewards = scale_rewards
+        self.max_completion_length = max_completion_length
+        self.metrics: dict[str, Tensor] = {}
+
+    def forward(
+        self,
+        logps: Tensor,
+        rewards_or_advantages: Tensor,
+        mask: Tensor,
+        old_logps: Tensor | None = None,
+        ref_logps: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss over R completions.
+
+        Args:
+            logps: ``[R, T]`` log-probabilities of the sampled tokens under the policy, with gradient.
+            rewards_or_advantages: rewards ``[B, G]`` with ``B * G == R`` (completions of one query adjacent), turned
+                into advantages here; or advantages ``[R]``, used as they are.
+            mask: ``[R, T]`` bool (or 0/1), True = a sampled token. Other places may hold anything. A completion
+                without any token contributes 0.
+            old_logps: ``[R, T]`` under the policy that sampled; ``None``: this one, so every ratio is 1.
+            ref_logps: ``[R, T]`` under the reference policy; not used when ``beta`` is 0.
+
+        Returns:
+            Scalar, float32 (float64 for float64 log-probabilities).
+
+        Raises:
+            ValueError: shapes that do not fit, no reference although ``beta > 0``, rewards that are not finite.
+        """
+        self._check(logps, mask, old_logps, ref_logps)
+        dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
+        used = mask.bool()
+        advantage = self._advantages(rewards_or_advantages, logps.shape[0]).to(dtype)[:, None]
+        logps = torch.where(used, logps.to(dtype), 0)
+        old = logps.detach() if old_logps is None else torch.where(used, old_logps.detach().to(dtype), 0)
+        ratio = torch.exp(logps - old)
+        clipped = ratio.clamp(1 - self.epsilon, 1 + self.epsilon_high)
+        token_loss = -torch.minimum(ratio * advantage, clipped * advantage)
+        kl = torch.zeros_like(token_loss)
+        if self.beta > 0 and ref_logps is not None:
+            drift = torch.where(used, ref_logps.detach().to(dtype), 0) - logps
+            kl = torch.exp(drift) - drift - 1
+            token_loss = token_loss + self.beta * kl
+        self._record(ratio.detach(), kl.detach(), advantage, used)
+        lengths = self.max_completion_length or used.sum(dim=1).clamp(min=1)
+        return (torch.where(used, token_loss, 0).sum(dim=1) / lengths).mean()
+
+    def _advantages(self, rewards_or_advantages: Tensor, completions: int) -> Tensor:
+        shape = list(rewards_or_advantages.shape)
+        if len(shape) not in (1, 2) or rewards_or_advantages.numel() != completions:
+            raise ValueError(
+                f"rewards_or_advantages must be rewards [B, G] with B * G = {completions} or advantages "
+                f"[{completions}], got {shape}"
+            )
+        if len(shape) == 1:
+            return rewards_or_advantages.detach()
+        return group_advantage(rewards_or_advantages, scale_rewards=self.scale_rewards).flatten()
+
+    def _record(self, ratio: Tensor, kl: Tensor, advantage: Tensor, used: Tensor) -> None:
+        below = (ratio < 1 - self.epsilon) & (advantage < 0)
+        above = (ratio > 1 + self.epsilon_high) & (advantage > 0)
+        tokens = used.sum().clamp(min=1)
+        values = {"kl": kl, "clip_ratio": (below | above).to(ratio.dtype), "ratio_mean": ratio}
+        self.metrics = {name: torch.where(used, value, 0).sum() / tokens for name, value in values.items()}
+
+    def _check(
+        self, logps: Tensor, mask: Tensor, old_logps: Tensor | None, ref_logps: Tensor | None
+    ) -> None:
+        if logps.ndim != 2 or logps.shape[0] == 0:
+            raise ValueError(f"logps must have shape [R, T] with R > 0, got {list(logps.shape)}")
+        if self.beta > 0 and ref_logps is None:
+            raise ValueError(f"ref_logps is needed for the KL penalty (beta={self.beta}); give it or set beta=0")
+        for name, tensor in (("mask", mask), ("old_logps", old_logps), ("ref_logps", ref_logps)):
+            if tensor is not None and tensor.shape != logps.shape:
+                raise ValueError(f"{name} must have the shape of logps {list(logps.shape)}, got {list(tensor.shape)}")
+
+    def extra_repr(self) -> str:
+        return (
+            f"beta={self.beta}, epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, "
+            f"scale_rewards={self.scale_rewards!r}"
+        )

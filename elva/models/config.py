@@ -1,0 +1,57 @@
+"""How a model embeds: the settings kept beside its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from elva.models.prompts import get_prompt
+
+CONFIG_FILE = "elva.json"
+MODES = ("generative", "direct")
+READS = ("at", "before")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How a model embeds; saved beside its weights in ``elva.json``.
+
+    ``mode``: "generative" (write a summary, then ``[RET]``: paper, section 3) or "direct" (``[RET]`` at
+    once). ``read``: the hidden state "at" ``[RET]`` or the one just "before" it. ``max_summary_tokens`` ≥ 1.
+    ``prompt``: a name in ``elva.models.prompts``. ``max_pixels``: pictures are scaled down to this area
+    (300·28·28 as LamRA does); None leaves the image processor's own limit.
+    """
+
+    mode: str = "generative"
+    read: str = "at"
+    max_summary_tokens: int = 64
+    prompt: str = "paper"
+    max_pixels: int | None = 300 * 28 * 28
+
+    def __post_init__(self) -> None:
+        check_choice("mode", self.mode, MODES)
+        check_choice("read", self.read, READS)
+        get_prompt(self.prompt)
+        if self.max_summary_tokens < 1:
+            raise ValueError(f"max_summary_tokens: {self.max_summary_tokens} given, expected at least 1")
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"max_pixels: {self.max_pixels} given, expected at least 1 or None")
+
+
+def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{argument}: {value!r} given, expected one of {', '.join(choices)}")
+
+
+def read_config(directory: Path) -> EncoderConfig:
+    """The settings in ``directory``; the defaults where it has none (as a checkpoint from the hub)."""
+    file = directory / CONFIG_FILE
+    if not file.is_file():
+        return EncoderConfig()
+    values = json.loads(file.read_text(encoding="utf-8"))
+    unknown = sorted(set(values) - {field.name for field in fields(EncoderConfig)})
+    if unknown:
+        raise ValueError(f"{file}: unknown keys {', '.join(unknown)}; written by another version of elva?")
+    return EncoderConfig(**values)

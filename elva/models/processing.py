@@ -1,0 +1,233 @@
+"""From strings, paths, pictures and dicts to batches: our own tokenisation and picture placeholders.
+
+Transformers' processors are not used, because their video part needs torchvision; its image processors are.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from elva.models.batches import Batch
+from elva.models.prompts import IMAGE_TOKEN, TURN_END, USER_HEADER, VISION_END, VISION_START, PromptTemplate
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+CACHE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Item:
+    """One input: a text, a picture (path or PIL image), or both."""
+
+    text: str | None
+    image: Path | Image.Image | None
+
+
+def parse_input(value: Any, index: int) -> Item:
+    """One user input as an Item.
+
+    A ``str`` is a text, unless it ends in a picture's suffix and names a file; ``{"text": …}`` is always a
+    text. Raises TypeError or ValueError (FileNotFoundError for absent pictures) naming the input by its
+    index.
+    """
+    if isinstance(value, Item):
+        return value
+    if isinstance(value, Image.Image):
+        return Item(None, value)
+    if isinstance(value, Path):
+        return Item(None, _existing(value, index))
+    if isinstance(value, str):
+        looks_like_path = Path(value[-255:]).suffix.lower() in IMAGE_SUFFIXES and len(value.split()) > 0
+        if looks_like_path and _is_file(value):
+            return Item(None, Path(value))
+        if looks_like_path and len(value.split()) == 1:
+            raise FileNotFoundError(
+                f"inputs[{index}]: {value!r} looks like a picture's path but there is no such file; "
+                'give {"text": …} if it is meant as a text'
+            )
+        return Item(value, None)
+    if isinstance(value, Mapping):
+        return _parse_mapping(value, index)
+    raise TypeError(
+        f"inputs[{index}]: {type(value).__name__} given, expected a str, a path, a PIL image or "
+        '{"text": …, "image": …}'
+    )
+
+
+def _parse_mapping(value: Mapping[str, Any], index: int) -> Item:
+    unknown = sorted(str(key) for key in value if key not in ("text", "image"))
+    if unknown:
+        raise ValueError(f"inputs[{index}]: unknown keys {', '.join(unknown)}; expected 'text' and 'image'")
+    text, image = value.get("text"), value.get("image")
+    if text is None and image is None:
+        raise ValueError(f"inputs[{index}]: neither 'text' nor 'image' given, expected at least one of them")
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"inputs[{index}]['text']: {type(text).__name__} given, expected a str")
+    if image is not None and not isinstance(image, (str, Path, Image.Image)):
+        raise TypeError(
+            f"inputs[{index}]['image']: {type(image).__name__} given, expected a path or a PIL image"
+        )
+    if isinstance(image, (str, Path)):
+        image = _existing(Path(image), index)
+    return Item(text, image)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # too long for a file name, or holds a null byte
+        return False
+
+
+def _existing(path: Path, index: int) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"inputs[{index}]: no picture at {path}")
+    return path
+
+
+def parse_inputs(inputs: Sequence[Any]) -> list[Item]:
+    """All inputs as Items; a single one is refused, because results have one row per input."""
+    if isinstance(inputs, (str, Path, Mapping, Image.Image)) or not hasattr(inputs, "__iter__"):
+        raise TypeError(f"inputs: one {type(inputs).__name__} given, expected a list of inputs, e.g. [input]")
+    return [parse_input(value, index) for index, value in enumerate(inputs)]
+
+
+def join_instructions(items: list[Item], instructions: str | Sequence[str | None] | None) -> list[Item]:
+    """``instruction + " " + text`` for every item; one instruction may serve all."""
+    if instructions is None:
+        return items
+    if isinstance(instructions, str):
+        instructions = [instructions] * len(items)
+    if len(instructions) != len(items):
+        raise ValueError(
+            f"instructions: {len(instructions)} given, expected one or {len(items)} (one per input)"
+        )
+    texts = [
+        " ".join(part for part in (i, item.text) if part) for i, item in zip(instructions, items, strict=True)
+    ]
+    return [Item(text, item.image) for text, item in zip(texts, items, strict=True)]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB; transparency becomes white (drawings with black outlines would vanish on black)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, "white")
+        canvas.alpha_composite(rgba)
+        image = canvas
+    return image.convert("RGB")
+
+
+class PixelCache:
+    """Processed pictures of recently used files, least recently used dropped first."""
+
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self._entries: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def get(self, key: tuple) -> tuple[Tensor, Tensor] | None:
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: tuple, pixels: Tensor, grid: Tensor) -> None:
+        self._entries[key] = (pixels, grid)
+        self.bytes += pixels.nbytes
+        while self.bytes > self.max_bytes:
+            _, (dropped, _) = self._entries.popitem(last=False)
+            self.bytes -= dropped.nbytes
+
+
+class InputProcessor:
+    """Inputs → CPU batch (``elva.models.batches``): the prompt up to and including the assistant's header.
+
+    ``tokenizer`` and ``image_processor`` are transformers'; the picture's placeholders number
+    grid_h · grid_w / merge_size².
+    """
+
+    def __init__(self, tokenizer: Any, image_processor: Any, prompt: PromptTemplate) -> None:
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.prompt = prompt
+        self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self.merge_area = int(image_processor.merge_size) ** 2
+        self.cache = PixelCache()
+
+    def __call__(
+        self, inputs: Sequence[Any], instructions: str | Sequence[str | None] | None = None
+    ) -> Batch:
+        """Left-padded batch of n ≥ 1 inputs; ``parse_input`` says what each may be and what is raised."""
+        items = join_instructions(parse_inputs(inputs), instructions)
+        if not items:
+            raise ValueError("inputs: an empty list given, expected at least one input")
+        pictures = [
+            None if item.image is None else self.pixels(item.image, index) for index, item in enumerate(items)
+        ]
+        sizes = [0 if p is None else int(p[1].prod()) // self.merge_area for p in pictures]
+        rows = self._token_rows([item.text or "" for item in items], sizes)
+        batch = self._pad(rows)
+        present = [picture for picture in pictures if picture is not None]
+        if present:
+            batch["pixel_values"] = torch.cat([pixels for pixels, _ in present])
+            batch["image_grid_thw"] = torch.stack([grid for _, grid in present])
+        return batch
+
+    def _token_rows(self, texts: list[str], image_tokens: list[int]) -> list[list[int]]:
+        def encode(text: str) -> list[int]:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        header, start, end = encode(USER_HEADER), encode(VISION_START), encode(VISION_END)
+        tail = encode(self.prompt.suffix + TURN_END)
+        # Special tokens spelt out in a user's text are split, so that they cannot fake a picture or a turn.
+        bodies = self.tokenizer(
+            [f"{text}\n" for text in texts], add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
+        return [
+            header + (start + [self.image_id] * size + end if size else []) + body + tail
+            for body, size in zip(bodies, image_tokens, strict=True)
+        ]
+
+    def _pad(self, rows: list[list[int]]) -> Batch:
+        width = max(len(row) for row in rows)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self.image_id).long()}
+
+    def pixels(self, image: Path | Image.Image, index: int) -> tuple[Tensor, Tensor]:
+        """Patches [grid_h · grid_w, patch dim] float32 and grid [3] int64 of a picture; files are cached."""
+        if isinstance(image, Image.Image):
+            return self._process(image, f"inputs[{index}]")
+        status = image.stat()
+        settings = self.image_processor
+        size = (settings.size["shortest_edge"], settings.size["longest_edge"], settings.patch_size)
+        key = (str(image), status.st_mtime_ns, status.st_size, size)
+        found = self.cache.get(key)
+        if found is None:
+            try:
+                with Image.open(image) as opened:
+                    found = self._process(opened, f"inputs[{index}] ({image})")
+            except OSError as error:
+                raise ValueError(f"inputs[{index}]: {image} is no readable picture: {error}") from error
+            self.cache.put(key, *found)
+        return found
+
+    def _process(self, image: Image.Image, where: str) -> tuple[Tensor, Tensor]:
+        rgb = to_rgb(image)
+        try:
+            processed = self.image_processor(images=[rgb], return_tensors="pt")
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: picture of {rgb.width} × {rgb.height} pixels refused: {error}"
+            ) from error
+        return processed["pixel_values"].float(), processed["image_grid_thw"][0].long()

@@ -1,0 +1,8 @@
+"""Operators with one dispatcher schema and a back-end per device (docs/architecture.md, "Operators")."""
+
+from __future__ import annotations
+
+from elva.ops.infonce import infonce, infonce_reference
+from elva.ops.rank_reward import RankReward, rank_reward, rank_reward_reference
+
+__all__ = ["RankReward", "infonce", "infonce_reference", "rank_reward", "rank_reward_reference"]

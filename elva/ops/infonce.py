@@ -1,0 +1,309 @@
+"""InfoNCE: softmax cross-entropy of every query's positive key among all keys (PAPER.md, "Three stages").
+
+    loss_b = logsumexp_{m allowed for b} s(q_b, k_m)/tau  -  s(q_b, k_label(b))/tau
+
+``infonce`` is the operator ``torch.ops.elva.infonce`` with its own backward: it keeps two log-sum-exps per query
+and recomputes the scores, so nothing of size B x M lives between forward and backward. ``infonce_reference`` is
+the same definition in plain differentiable PyTorch, in float64 for float64 input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SIMILARITIES = ("cosine", "dot")
+
+
+def inverse_norm(vectors: Tensor) -> Tensor:
+    """``1 / |x|`` over the last dimension (kept, size 1); 0 for a zero vector, so that its cosine and gradient are 0."""
+    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    usable = norm > torch.finfo(norm.dtype).tiny
+    return torch.where(usable, 1 / torch.where(usable, norm, 1), 0)
+
+
+def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 where any tensor is float64, else float32: half precision is never accumulated in."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def infonce_reference(
+    query: Tensor,
+    keys: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.05,
+    similarity: str = "cosine",
+    bidirectional: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Plain PyTorch definition of :func:`infonce`; same arguments, same result, B x M scores kept by autograd."""
+    _check_arguments(query, keys, labels, temperature, similarity, mask)
+    positives = _label_values(query, keys, labels, bidirectional)
+    allowed = _allowed(mask, positives)
+    dtype = accumulation_dtype(query, keys)
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = query.to(dtype), _without_unused(keys.to(dtype), allowed)
+        if similarity == "cosine":
+            q, k = q * inverse_norm(q), k * inverse_norm(k)
+        scores = (q @ k.T) / temperature
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    positive_scores = scores.gather(1, positives[:, None]).squeeze(1)
+    loss = scores.logsumexp(dim=1) - positive_scores
+    if bidirectional:
+        loss = 0.5 * (loss + scores[:, positives].logsumexp(dim=0) - positive_scores)
+    return loss
+
+
+def infonce(
+    query: Tensor,
+    keys: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.05,
+    similarity: str = "cosine",
+    bidirectional: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE of every query, with its own backward (gradients to query, keys and temperature).
+
+    Args:
+        query: ``[B, D]``, any floating dtype. Products and sums run in float32 (float64 for float64 input).
+        keys: ``[M, D]``; every key is a candidate of every query unless ``mask`` says otherwise.
+        labels: ``[B]`` int64, the index of each query's positive key; ``None`` means ``0 .. B-1``.
+        temperature: tau > 0, a float or a scalar tensor (which receives a gradient).
+        similarity: ``"cosine"`` (a zero vector has cosine 0 and gradient 0) or ``"dot"``.
+        bidirectional: average with the reverse direction, in which every positive key picks its query among the B
+            queries. ``labels`` must then be one to one.
+        mask: ``[B, M]`` bool, True = the key counts for the query. A query's own label always counts. A key that no
+            query uses may hold anything, NaN included.
+
+    Returns:
+        ``[B]`` losses, float32 (float64 for float64 input), each >= 0.
+
+    Raises:
+        ValueError: shapes that do not fit, an unknown similarity, a float temperature that is not above 0, labels
+            out of range, or repeated labels with ``bidirectional``. (The *values* of labels on an accelerator are
+            checked there without waiting for it, and raise its assertion error.)
+        TypeError: labels that are not int64 or a mask that is not bool.
+
+    Example:
+        >>> queries, keys = torch.eye(3), torch.eye(3)
+        >>> infonce(queries, keys, temperature=1.0)  # log(e + 2) - 1 for each of them
+        tensor([0.5514, 0.5514, 0.5514])
+    """
+    _check_arguments(query, keys, labels, temperature, similarity, mask)
+    if not isinstance(temperature, Tensor):
+        temperature = torch.full((), temperature, dtype=accumulation_dtype(query, keys), device=query.device)
+    return _infonce(query, keys, temperature, labels, mask, similarity, bidirectional)[0]
+
+
+@torch.library.custom_op("elva::infonce", mutates_args=())
+def _infonce(
+    query: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    similarity: str,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses ``[B]`` and what the backward needs: log-sum-exp of each row ``[B]`` and of each positive's column."""
+    positives = _label_values(query, keys, labels, bidirectional)
+    allowed = _allowed(mask, positives)
+    q, k = _operands(query, keys, allowed, similarity)
+    scores = _scores(q, k, temperature)
+    positive_scores = scores.gather(1, positives[:, None]).squeeze(1)
+    if allowed is not None:
+        scores.masked_fill_(~allowed, -torch.inf)
+    row_lse = scores.logsumexp(dim=1)
+    loss = row_lse - positive_scores
+    if not bidirectional:
+        return loss, row_lse, scores.new_empty(0)
+    column_lse = scores[:, positives].logsumexp(dim=0)
+    return 0.5 * (loss + column_lse - positive_scores), row_lse, column_lse
+
+
+@_infonce.register_fake
+def _(
+    query: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    similarity: str,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = query.new_empty(query.shape[0], dtype=accumulation_dtype(query, keys))
+    return rows, torch.empty_like(rows), torch.empty_like(rows) if bidirectional else rows.new_empty(0)
+
+
+@torch.library.custom_op("elva::infonce_backward", mutates_args=())
+def _infonce_backward(
+    grad_loss: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    similarity: str,
+    bidirectional: bool,
+    need_query: bool,
+    need_keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, keys (an empty tensor where not needed) and temperature."""
+    positives = _label_values(query, keys, labels, bidirectional)
+    allowed = _allowed(mask, positives)
+    q, k = _operands(query, keys, allowed, similarity)
+    scores = _scores(q, k, temperature)
+    weight = grad_loss.to(scores.dtype) * (0.5 if bidirectional else 1.0)
+
+    grad_scores = torch.exp(scores - row_lse[:, None])
+    if allowed is not None:
+        grad_scores.masked_fill_(~allowed, 0)
+    grad_scores *= weight[:, None]
+    if bidirectional:
+        columns = torch.exp(scores[:, positives] - column_lse)
+        if allowed is not None:
+            columns.masked_fill_(~allowed[:, positives], 0)
+        grad_scores.index_add_(1, positives, columns * weight)
+    pull = -2 * weight if bidirectional else -weight
+    grad_scores.scatter_add_(1, positives[:, None], pull[:, None])
+
+    tau = temperature.to(scores.dtype)
+    grad_temperature = -(grad_scores * scores).sum() / tau
+    grad_scores /= tau
+    with torch.autocast(query.device.type, enabled=False):
+        grad_query = _grad_of_operand(grad_scores @ k, q, query, similarity) if need_query else query.new_empty(0)
+        grad_keys = _grad_of_operand(grad_scores.T @ q, k, keys, similarity) if need_keys else keys.new_empty(0)
+    return grad_query, grad_keys, grad_temperature.to(temperature.dtype).reshape(temperature.shape)
+
+
+@_infonce_backward.register_fake
+def _(
+    grad_loss: Tensor,
+    query: Tensor,
+    keys: Tensor,
+    temperature: Tensor,
+    labels: Tensor | None,
+    mask: Tensor | None,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    similarity: str,
+    bidirectional: bool,
+    need_query: bool,
+    need_keys: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_query = query.new_empty(query.shape if need_query else 0)
+    grad_keys = keys.new_empty(keys.shape if need_keys else 0)
+    return grad_query, grad_keys, torch.empty_like(temperature)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    query, keys, temperature, labels, mask, similarity, bidirectional = inputs
+    _, row_lse, column_lse = output
+    ctx.mark_non_differentiable(row_lse, column_lse)
+    ctx.save_for_backward(query, keys, temperature, labels, mask, row_lse, column_lse)
+    ctx.options = (similarity, bidirectional)
+
+
+def _backward(ctx, grad_loss, grad_row_lse, grad_column_lse):
+    need_query, need_keys, need_temperature = ctx.needs_input_grad[:3]
+    grads = _infonce_backward(grad_loss, *ctx.saved_tensors, *ctx.options, need_query, need_keys)
+    wanted = (need_query, need_keys, need_temperature)
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None, None
+
+
+_infonce.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _operands(query: Tensor, keys: Tensor, allowed: Tensor | None, similarity: str) -> tuple[Tensor, Tensor]:
+    dtype = accumulation_dtype(query, keys)
+    q, k = query.to(dtype), _without_unused(keys.to(dtype), allowed)
+    return (q * inverse_norm(q), k * inverse_norm(k)) if similarity == "cosine" else (q, k)
+
+
+def _scores(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+    with torch.autocast(q.device.type, enabled=False):
+        return (q @ k.T).div_(temperature.to(q.dtype))
+
+
+def _grad_of_operand(grad: Tensor, operand: Tensor, original: Tensor, similarity: str) -> Tensor:
+    """Chain the gradient of a (normalised) operand back to the tensor that was passed in."""
+    if similarity == "cosine":
+        along = (grad * operand).sum(dim=-1, keepdim=True)
+        grad = (grad - along * operand) * inverse_norm(original.to(grad.dtype))
+    return grad.to(original.dtype)
+
+
+def _allowed(mask: Tensor | None, positives: Tensor) -> Tensor | None:
+    return None if mask is None else mask.scatter(1, positives[:, None], True)
+
+
+def _without_unused(keys: Tensor, allowed: Tensor | None) -> Tensor:
+    # A probability of 0 does not neutralise a NaN: 0 * NaN would still reach the gradient of every query.
+    return keys if allowed is None else torch.where(allowed.any(dim=0)[:, None], keys, 0)
+
+
+def _label_values(query: Tensor, keys: Tensor, labels: Tensor | None, one_to_one: bool) -> Tensor:
+    count = keys.shape[0]
+    if labels is None:
+        return torch.arange(query.shape[0], device=query.device)
+    if labels.numel() == 0:
+        return labels
+    _require(
+        ((labels >= 0) & (labels < count)).all(),
+        f"labels must be indices into keys, 0 to {count - 1}",
+        labels,
+    )
+    if one_to_one:
+        ordered = labels.sort().values
+        _require(
+            (ordered[1:] != ordered[:-1]).all(),
+            "labels must be one to one with bidirectional=True: each key the positive of at most one query",
+            labels,
+        )
+    return labels
+
+
+def _require(condition: Tensor, message: str, labels: Tensor) -> None:
+    if labels.device.type != "cpu":
+        torch._assert_async(condition, message)  # raises on the device; reading the answer here would stall it
+    elif not condition:
+        raise ValueError(f"{message}, got {labels.tolist()}")
+
+
+def _check_arguments(
+    query: Tensor,
+    keys: Tensor,
+    labels: Tensor | None,
+    temperature: float | Tensor,
+    similarity: str,
+    mask: Tensor | None,
+) -> None:
+    if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
+        raise ValueError(f"query [B, D] and keys [M, D] expected, got {list(query.shape)} and {list(keys.shape)}")
+    for name, tensor in (("query", query), ("keys", keys)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    rows, count = query.shape[0], keys.shape[0]
+    if labels is None and count < rows:
+        raise ValueError(f"labels=None takes key i for query i, which needs {rows} keys; got {count}")
+    if labels is not None and labels.shape != (rows,):
+        raise ValueError(f"labels must have shape [{rows}], got {list(labels.shape)}")
+    if labels is not None and labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask must be bool (True = the key counts), got {mask.dtype}")
+    if mask is not None and mask.shape != (rows, count):
+        raise ValueError(f"mask must have shape [{rows}, {count}], got {list(mask.shape)}")
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
+    if isinstance(temperature, Tensor):
+        if temperature.ndim != 0:
+            raise ValueError(f"temperature must be a scalar tensor, got shape {list(temperature.shape)}")
+    elif not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")

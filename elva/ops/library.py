@@ -1,0 +1,86 @@
+"""The dispatcher library `elva`: where every operator's schema and back-ends are registered.
+
+An operator calls `define` once and `implement` per back-end. The C++ kernels for CPUs register themselves when
+`elva/_C.so` is loaded, which happens when this module is imported; where that file is missing or does not load,
+the operators' PyTorch implementations answer and say so once, at their first use on a CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAMESPACE = "elva"
+NATIVE_LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_warned = False
+
+
+def define(schema: str) -> None:
+    """Add an operator, e.g. ``"rank_reward(Tensor query, ...) -> Tensor"``, to the namespace `elva`."""
+    _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+
+
+def implement(name: str, function: Callable[..., Any], dispatch_key: str = "CompositeExplicitAutograd") -> None:
+    """Register `function` as the implementation of ``elva::name`` for a dispatch key.
+
+    The default key is the fallback: it answers on every device that has no implementation of its own.
+    """
+    _library.impl(name, function, dispatch_key)
+
+
+def register_fake(name: str, function: Callable[..., Any]) -> None:
+    """Register the shape function of ``elva::name``, so that `torch.compile` keeps it in the graph."""
+    torch.library.register_fake(f"{NAMESPACE}::{name}", function, lib=_library)
+
+
+def register_autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., Any]) -> None:
+    """Register the derivative of ``elva::name``."""
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library
+    )
+
+
+def native_available() -> bool:
+    """True where the C++ kernels for CPUs were loaded."""
+    return _native_problem is None
+
+
+def triton_available() -> bool:
+    """True where Triton is installed. Does not import it: only a first call on a GPU does."""
+    return find_spec("triton") is not None
+
+
+def warn_without_native() -> None:
+    """Say once per process what is lost without the C++ kernels; silent where they are loaded."""
+    global _warned
+    if _warned or native_available():
+        return
+    _warned = True
+    warnings.warn(
+        f"elva's C++ kernels are not in use ({_native_problem}). Results are the same, but elva's operators run in "
+        "plain PyTorch on CPUs: slower, and with every query-candidate product in memory. To build the kernels, "
+        "reinstall elva with a C++ compiler and CMake at hand: pip install --no-build-isolation .",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _load_native() -> str | None:
+    """Load the C++ kernels; returns why that was impossible, or None."""
+    if not NATIVE_LIBRARY.exists():
+        return f"{NATIVE_LIBRARY.name} was not built"
+    try:
+        torch.ops.load_library(str(NATIVE_LIBRARY))
+    except OSError as error:
+        return f"{NATIVE_LIBRARY.name} does not load: {error}"
+    return None
+
+
+_native_problem = _load_native()

@@ -1,0 +1,59 @@
+"""What `rank_reward` accepts: dtypes, devices, shapes and ranges, checked with errors that name the argument."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_tensors(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless the four tensors fit together (shapes: `elva.ops.rank_reward`)."""
+    if query.dtype not in DTYPES:
+        raise TypeError(f"query has dtype {query.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    for name, tensor in (("positive", positive), ("negatives", negatives)):
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected that of query, {query.dtype}")
+    if mask is not None and mask.dtype != torch.bool:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool (True = use this negative)")
+    for name, other in (("positive", positive), ("negatives", negatives), ("mask", mask)):
+        if other is not None and other.device != query.device:
+            raise ValueError(f"{name} is on {other.device}; expected the device of query, {query.device}")
+
+    if query.dim() != 3:
+        raise ValueError(f"query has shape {_shape(query)}; expected [B, G, D] (queries, rollouts, width)")
+    batch, groups, dim = query.shape
+    if positive.dim() != 3 or positive.shape[0] != batch or positive.shape[2] != dim:
+        raise ValueError(_mismatch("positive", positive, "[B, G, D] or [B, 1, D]", query))
+    if negatives.dim() != 4 or negatives.shape[0] != batch or negatives.shape[3] != dim:
+        raise ValueError(_mismatch("negatives", negatives, "[B, G, N, D] or [B, 1, N, D]", query))
+    if positive.shape[1] not in (1, groups):
+        raise ValueError(_mismatch("positive", positive, "[B, G, D] or [B, 1, D]", query))
+    if negatives.shape[1] not in (1, groups):
+        raise ValueError(_mismatch("negatives", negatives, "[B, G, N, D] or [B, 1, N, D]", query))
+    if mask is None:
+        return
+    if mask.dim() != 3 or mask.shape[0] != batch or mask.shape[2] != negatives.shape[2]:
+        raise ValueError(_mismatch("mask", mask, f"[B, G, {negatives.shape[2]}] or [B, 1, N]", query))
+    if mask.shape[1] not in (1, groups):
+        raise ValueError(_mismatch("mask", mask, f"[B, G, {negatives.shape[2]}] or [B, 1, N]", query))
+
+
+def check_options(delta: float, gamma: float, alpha: float, epsilon: float, log_base: float) -> None:
+    """Raise ValueError unless the coefficients are finite and the logarithm has a base above 1."""
+    for name, value in (("delta", delta), ("gamma", gamma), ("alpha", alpha), ("epsilon", epsilon)):
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; expected a finite number")
+    if not (math.isfinite(log_base) and log_base > 1):
+        raise ValueError(f"log_base is {log_base}; expected a finite number above 1")
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _mismatch(name: str, tensor: Tensor, expected: str, query: Tensor) -> str:
+    return f"{name} has shape {_shape(tensor)}; expected {expected} for a query of shape {_shape(query)} [B, G, D]"

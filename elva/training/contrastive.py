@@ -1,0 +1,98 @@
+"""Stages 1 and 2: InfoNCE over NLI triplets, and over the query-candidate pairs of M-BEIR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from elva.losses import InfoNCELoss
+from elva.training.config import InstructConfig, TextConfig
+from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample
+from elva.training.rollouts import sample
+from elva.training.trainer import StageTrainer
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from elva.models.encoder import MultimodalEncoder
+
+
+def embed(encoder: MultimodalEncoder, items: Sequence[Item], model: torch.nn.Module | None = None) -> torch.Tensor:
+    """[RET] right behind the prompt, with gradient: [n, H], L2-normalised."""
+    batch = encoder.prepare(list(items))
+    batch, _ = encoder.append(batch, [[] for _ in items], ret=True)
+    return encoder.read_embedding(encoder.hidden_states(batch, model), batch)
+
+
+class TextTrainer(StageTrainer):
+    """Stage 1 (PAPER.md): anchors against positives (and, where asked for, contradictions)."""
+
+    def __init__(
+        self,
+        encoder: MultimodalEncoder,
+        arguments: TrainingArguments,
+        examples: Sequence[TripletExample],
+        config: TextConfig,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder, arguments, examples, **kwargs)
+        self.criterion = InfoNCELoss(config.loss.temperature, bidirectional=config.loss.bidirectional)
+
+    def loss(self, examples: list[TripletExample], model: torch.nn.Module) -> torch.Tensor:
+        texts = [example.positive for example in examples]
+        texts += [example.negative for example in examples if example.negative]
+        anchors = [example.anchor for example in examples]
+        queries = embed(self.encoder, [{"text": text, "image": None} for text in anchors], model)
+        keys = embed(self.encoder, [{"text": text, "image": None} for text in texts], model)
+        # the same sentence may stand in the batch twice: it is no negative of itself
+        mask = torch.tensor([[text not in (anchor, own) for text in texts] for anchor, own in zip(anchors, texts, strict=False)])
+        return self.criterion(queries, keys, mask=mask.to(keys.device))
+
+
+class InstructTrainer(StageTrainer):
+    """Stage 2 (PAPER.md): queries against all candidates of the batch, false negatives masked by id."""
+
+    def __init__(
+        self,
+        encoder: MultimodalEncoder,
+        arguments: TrainingArguments,
+        examples: Sequence[RetrievalExample],
+        config: InstructConfig,
+        data: TrainingData,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(encoder, arguments, examples, **kwargs)
+        self.config = config
+        self.data = data
+        self.criterion = InfoNCELoss(config.loss.temperature, bidirectional=config.loss.bidirectional)
+
+    def loss(self, examples: list[RetrievalExample], model: torch.nn.Module) -> torch.Tensor:
+        draws = [self.draw(example.key) for example in examples]
+        items = [
+            self.data.query_item(example.query, draw) for example, draw in zip(examples, draws, strict=True)
+        ]
+        positives = [draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)]
+        dids = list(dict.fromkeys(positives + [did for example in examples for did in example.negatives]))
+        if self.draw("summary").random() < self.config.summary_probability:
+            queries = self._read_behind_summary(items, model)
+        else:
+            queries = embed(self.encoder, items, model)
+        keys = embed(self.encoder, [self.data.candidate_item(did) for did in dids], model)
+        labels = torch.tensor([dids.index(did) for did in positives], device=keys.device)
+        mask = candidate_mask([example.query.positives for example in examples], dids).to(keys.device)
+        self.record(queries=len(items), encoded_items=len(items) + len(dids))
+        return self.criterion(queries, keys, labels, mask=mask)
+
+    def _read_behind_summary(self, items: list[Item], model: torch.nn.Module) -> torch.Tensor:
+        rollouts = sample(
+            self.encoder, items, 1, max_new_tokens=self.config.max_completion_length, generator=self.generator("summary")
+        )
+        return self.encoder.read_embedding(self.encoder.hidden_states(rollouts.batch, model), rollouts.batch)
+
+
+def candidate_mask(positives: Sequence[Sequence[str]], dids: Sequence[str]) -> torch.Tensor:
+    """[queries, candidates] bool: True where the candidate is a true negative of the query."""
+    own = [set(ids) for ids in positives]
+    return torch.tensor([[did not in ids for did in dids] for ids in own], dtype=torch.bool)

@@ -1,0 +1,142 @@
+"""From an M-BEIR directory (or a triplet file) to the examples of each stage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elva.data.instructions import clean, query_text
+from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
+from elva.data.nli import read_triplets
+
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionExample:
+    """An input and the texts that may stand as its summary; one is drawn each time."""
+
+    key: str
+    item: Item
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TripletExample:
+    key: str
+    anchor: str
+    positive: str
+    negative: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalExample:
+    """A query with its mined negatives (dids), if any."""
+
+    query: Query
+    negatives: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return self.query.qid
+
+
+class TrainingData:
+    """The training side of an M-BEIR directory: queries, their pool, and how either becomes a model input."""
+
+    def __init__(
+        self, root: str | Path, tasks: list[int] | None = None, exclude_tasks: list[int] | None = None
+    ) -> None:
+        self.directory = MBEIRDirectory(root)
+        self.pool = self.directory.train_pool()
+        skip = set(exclude_tasks or ())
+        self.queries = [
+            query
+            for query in self.directory.train_queries()
+            if (tasks is None or query.task_id in tasks) and query.task_id not in skip
+        ]
+        if not self.queries:
+            raise DataError(f"{root}: no training query for tasks {tasks or 'all'} without {sorted(skip)}")
+
+    def query_item(self, query: Query, draw: random.Random) -> Item:
+        """Instruction + text (UniIR's cleaning), and the picture; one of the four instructions is drawn."""
+        prompts = self.directory.instructions.prompts(
+            int(query.qid.split(":")[0]), query.modality, TASK_MODALITIES[query.task_id][1]
+        )
+        return self._item(query_text(draw.choice(prompts), query.text or ""), query.image)
+
+    def candidate_item(self, did: str) -> Item:
+        candidate = self.candidate(did)
+        return self._item(clean(candidate.text) if candidate.text else None, candidate.image)
+
+    def candidate(self, did: str) -> Candidate:
+        try:
+            return self.pool[did]
+        except KeyError:
+            raise DataError(
+                f"{self.directory.root}: candidate {did} is not in the training pool; run `elva data check`"
+            ) from None
+
+    def _item(self, text: str | None, image: str | None) -> Item:
+        return {"text": text, "image": str(self.directory.path(image)) if image else None}
+
+
+def caption_examples(data: TrainingData) -> list[CaptionExample]:
+    """Inputs with texts that describe them: pictures with captions (tasks 0 and 3), sentences with
+    paraphrases (task 1). Captions mention random subsets of what a picture shows, as those of the web do.
+    """
+    captions: dict[str, list[str]] = {}
+    examples = []
+    for query in data.queries:
+        if query.task_id == 3 and query.image:
+            texts = [text for did in query.positives if (text := data.candidate(did).text)]
+            captions.setdefault(query.image, []).extend(texts)
+        elif query.task_id == 0 and query.text and len(query.positives) == 1:
+            image = data.candidate(query.positives[0]).image
+            if image:
+                captions.setdefault(image, []).append(query.text)
+        elif query.task_id == 1 and query.text:
+            texts = [text for did in query.positives if (text := data.candidate(did).text)]
+            item = {"text": clean(query.text), "image": None}
+            examples.append(CaptionExample(query.qid, item, tuple(texts)))
+    examples += [
+        CaptionExample(image, {"text": None, "image": str(data.directory.path(image))}, tuple(texts))
+        for image, texts in captions.items()
+    ]
+    if not examples:
+        raise DataError(f"{data.directory.root}: no captions; the base stage needs training queries of task 0, 1 or 3")
+    return examples
+
+
+def triplet_examples(source: str | Path, use_negatives: bool) -> list[TripletExample]:
+    """Triplets of an NLI file, or the text-to-text pairs (task 1) of an M-BEIR directory."""
+    source = Path(source)
+    if source.is_file():
+        return [
+            TripletExample(str(row), t.anchor, t.positive, t.negative if use_negatives else None)
+            for row, t in enumerate(read_triplets(source))
+        ]
+    data = TrainingData(source, tasks=[1])
+    return [
+        TripletExample(f"{query.qid}/{did}", query.text, text, None)
+        for query in data.queries
+        for did in query.positives[:8]
+        if query.text and (text := data.candidate(did).text)
+    ]
+
+
+def corpus(data: TrainingData) -> Iterable[str]:
+    """Every training text and instruction once: what a small preset's tokenizer is trained on."""
+    seen: set[str] = set()
+    for query in data.queries:
+        prompts = data.directory.instructions.prompts(
+            int(query.qid.split(":")[0]), query.modality, TASK_MODALITIES[query.task_id][1]
+        )
+        seen.update(prompts)
+        if query.text:
+            seen.add(clean(query.text))
+    seen.update(clean(candidate.text) for candidate in data.pool.values() if candidate.text)
+    return sorted(seen)

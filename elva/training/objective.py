@@ -1,0 +1,115 @@
+"""From embeddings of rollouts and candidates to rewards, and to whom they are credited."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from elva.ops import rank_reward
+from elva.training.config import RewardSettings
+
+
+@dataclass
+class Ranking:
+    """Rewards of one micro-batch.
+
+    ``reward [Q, G]``; ``rank [Q, G]`` of the positive; ``similarities [Q, G, 1 + C]``, positive first, 0 where masked.
+    """
+
+    reward: torch.Tensor
+    rank: torch.Tensor
+    similarities: torch.Tensor
+
+
+def rank_candidates(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    positive: torch.Tensor,
+    negatives: torch.Tensor,
+    settings: RewardSettings,
+) -> Ranking:
+    """Every query rollout ranks its candidates; rollout g of a query meets rollout g of a candidate (PAPER.md).
+
+    Args:
+        queries: [Q, G, D]. candidates: [C, Gc, D], Gc = G (per rollout) or 1 (shared by the rollouts).
+        positive: [Q] int64, index of each query's positive. negatives: [Q, C] bool, True = a negative of it.
+    """
+    pool = candidates.transpose(0, 1).unsqueeze(0).expand(len(queries), -1, -1, -1)
+    mask = negatives.unsqueeze(1).expand(-1, pool.shape[1], -1)
+    result = rank_reward(queries, candidates[positive], pool, mask, **asdict(settings))
+    return Ranking(result.total, result.rank, result.similarities)
+
+
+def credit_items(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    positive: torch.Tensor,
+    negatives: torch.Tensor,
+    settings: RewardSettings,
+) -> tuple[Ranking, torch.Tensor]:
+    """`credit: item`: all G × G similarities, so that each rollout is judged by what it did itself.
+
+    A query rollout's reward is its mean over the candidates' rollouts. A candidate's rollout is credited with its
+    first-order share w·s (w = ∂R/∂s) of the rewards of all queries that rank it: returned as [C, Gc].
+    """
+    rankings, shares = [], []
+    for own in range(candidates.shape[1]):
+        ranking = rank_candidates(queries, candidates[:, own : own + 1], positive, negatives, settings)
+        share = (similarity_weights(ranking.similarities, negatives, settings) * ranking.similarities).mean(1)
+        credit = share[:, 1:].sum(0).index_add(0, positive, share[:, 0])
+        rankings.append(ranking)
+        shares.append(credit)
+    reward = torch.stack([ranking.reward for ranking in rankings]).mean(0)
+    rank = torch.stack([ranking.rank for ranking in rankings]).float().mean(0)
+    return Ranking(reward, rank, rankings[0].similarities), torch.stack(shares, dim=1)
+
+
+def similarity_weights(
+    similarities: torch.Tensor, negatives: torch.Tensor, settings: RewardSettings
+) -> torch.Tensor:
+    """∂R_total/∂s of every similarity (PAPER.md, Rewards; ranks are constants): [Q, G, 1 + C], 0 where masked."""
+    positive, others = similarities[..., :1], similarities[..., 1:]
+    valid = negatives.unsqueeze(1).expand_as(others)
+    others = others.masked_fill(~valid, -math.inf)
+    order = others.argsort(dim=-1, descending=True, stable=True)
+    place = torch.empty_like(order).scatter_(-1, order, torch.arange(1, order.shape[-1] + 1).expand_as(order).to(order))
+    k = place + (others < positive)
+    penalty = k.to(others.dtype).log() - 1
+    if settings.clamp_negative_weight:
+        penalty = penalty.clamp_min(0)
+    gamma = torch.full_like(positive, settings.gamma)
+    if settings.normalize_gamma:
+        ranks = torch.arange(1, others.shape[-1] + 2, device=others.device, dtype=others.dtype)
+        count = 1 + valid.sum(-1, keepdim=True)
+        total = ((ranks.log() - 1).clamp_min(0) * (ranks <= count)).sum(-1, keepdim=True)
+        gamma = torch.where(total > 0, settings.gamma / total.clamp_min(1e-12), 0.0)
+    rank = 1 + (others >= positive).sum(-1, keepdim=True)
+    hardest = valid.any(-1, keepdim=True)
+    active = hardest & (positive - others.amax(-1, keepdim=True) > settings.delta)
+    first = torch.arange(others.shape[-1], device=others.device) == others.argmax(-1, keepdim=True)
+    weight_positive = settings.epsilon / (1 + rank.to(others.dtype).log()) + settings.alpha * active.to(others.dtype)
+    weight_negative = -settings.epsilon * gamma * penalty - settings.alpha * (active & first).to(others.dtype)
+    return torch.cat([weight_positive, weight_negative.masked_fill(~valid, 0)], dim=-1)
+
+
+def pathwise_loss(reward: torch.Tensor, scale_rewards: str, max_completion_length: int) -> torch.Tensor:
+    """The second half of ∇E[R]: R's own gradient, through the embeddings, on the scale of the score term.
+
+    `GRPOLoss` with ``max_completion_length`` L follows (1 − 1/G)/L · E[R ∇log p] / (std + 1e-4): 1/L from its token
+    average, 1 − 1/G because a rollout's reward is part of the mean that it is compared with. The same factors here
+    make the sum of both terms proportional to ∇E[R] (exactly so with ``scale_rewards="none"``).
+
+    Args:
+        reward: [Q, G] with gradient; G = 1 gives 0, as the score term does.
+    """
+    generations = reward.shape[1]
+    if generations == 1:
+        return 0 * reward.sum()
+    scale: torch.Tensor | float = 1.0
+    if scale_rewards == "group":
+        scale = reward.detach().std(1, keepdim=True) + 1e-4
+    elif scale_rewards == "batch":
+        scale = reward.detach().std() + 1e-4
+    return -(reward / scale).mean() * (1 - 1 / generations) / max_completion_length

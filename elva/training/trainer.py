@@ -1,0 +1,109 @@
+"""What the trainers of all stages share: batches of Python examples, deterministic draws, averaged metrics."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+
+if TYPE_CHECKING:
+    from elva.models.encoder import MultimodalEncoder
+
+
+class ExampleDataset(Dataset[Any]):
+    """A list as a dataset: an example is a pure function of its index, so a resumed run sees the same ones."""
+
+    def __init__(self, examples: Sequence[Any]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.examples[index]
+
+
+def collate(examples: list[Any]) -> dict[str, list[Any]]:
+    return {"examples": examples}
+
+
+class BarMetrics(ProgressCallback):
+    """Trainer's progress bar with the latest figures behind it, instead of a printed dictionary a line."""
+
+    SHOWN = ("loss", "reward", "reward_std", "kl", "frac_reward_zero_std", "completions/mean_length")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            shown = {key: f"{float(logs[key]):.3g}" for key in self.SHOWN if key in logs}
+            self.training_bar.set_postfix(shown, refresh=False)
+
+
+class StageTrainer(Trainer):
+    """HF Trainer over an encoder and a list of examples.
+
+    A subclass implements ``loss(examples, model) -> scalar``. Whatever is drawn while training comes from
+    ``draw(key)`` or ``generator()``, which depend on (seed, step) alone: a resumed run repeats it exactly.
+    """
+
+    def __init__(
+        self,
+        encoder: MultimodalEncoder,
+        arguments: TrainingArguments,
+        examples: Sequence[Any],
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self._recorded: dict[str, list[float]] = defaultdict(list)
+        super().__init__(
+            model=encoder.model,
+            args=arguments,
+            train_dataset=ExampleDataset(examples),
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        # compute_loss returns a plain mean over the micro-batch
+        self.loss_is_scaled_for_ga = False
+        if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):
+            self.remove_callback(ProgressCallback)
+            self.add_callback(BarMetrics())
+
+    def loss(self, examples: list[Any], model: torch.nn.Module) -> torch.Tensor:
+        raise NotImplementedError
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+        loss = self.loss(inputs["examples"], model)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss at step {self.state.global_step} is {loss.item()}; lower trainer.learning_rate "
+                "or look at the examples of this step"
+            )
+        return (loss, {}) if return_outputs else loss
+
+    def draw(self, key: str) -> random.Random:
+        """A generator for one example (named by ``key``) at this step."""
+        return random.Random(f"{self.args.seed}:{self.state.global_step}:{key}")
+
+    def generator(self, key: str) -> torch.Generator:
+        """A torch generator on the encoder's device for this step and process."""
+        seed = self.draw(f"{key}:{self.args.process_index}").getrandbits(60)
+        return torch.Generator(device=self.encoder.device).manual_seed(seed)
+
+    def record(self, **values: float) -> None:
+        """Keep figures of this micro-batch; their mean is logged with the next log line."""
+        for name, value in values.items():
+            self._recorded[name.replace("__", "/")].append(float(value))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update({name: sum(values) / len(values) for name, values in self._recorded.items()})
+            self._recorded.clear()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0

@@ -1,0 +1,164 @@
+"""`elva::rank_reward` and its backward in Triton. Semantics: elva/ops/rank_reward.py.
+
+Forward: dot products over a grid of (query and rollout, block of candidates), because one program per query would not
+fill a GPU; then one small program per (query, rollout) turns similarities into rewards. Ranks are counted by comparing
+pairs, not sorted: 1+N is small beside D, and no bound on N follows.
+
+Every load is widened to float32 at once and masked with 0: masked candidates are never read, so that they may hold NaN.
+Strides are the inputs' own, with 0 where the rollouts share a tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from elva.kernels.rewards import rewards_kernel, weights_kernel
+
+BLOCK_CANDIDATES = 16
+BLOCK_PAIRS = 64
+
+
+@triton.jit
+def _inverse(squared):
+    return tl.where(squared > 0, 1.0 / tl.sqrt_rn(squared), 0.0)
+
+
+@triton.jit
+def similarities_kernel(
+    query_ptr, positive_ptr, negatives_ptr, mask_ptr, similarities_ptr, rollouts, columns, dim,
+    query_stride_b, query_stride_g, positive_stride_b, positive_stride_g,
+    negatives_stride_b, negatives_stride_g, negatives_stride_n, mask_stride_b, mask_stride_g, mask_stride_n,
+    HAS_MASK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """similarities[b, g, c] = cos(query[b, g], candidate c), where candidate 0 is the positive."""
+    row = tl.program_id(0).to(tl.int64)
+    b, g = row // rollouts, row % rollouts
+    columns_here = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    n = (columns_here - 1).to(tl.int64)
+    is_negative = (columns_here > 0) & (columns_here < columns)
+    if HAS_MASK:
+        flags = mask_ptr + b * mask_stride_b + g * mask_stride_g + n * mask_stride_n
+        is_negative = is_negative & (tl.load(flags, mask=is_negative, other=0) != 0)
+    is_positive = columns_here == 0
+    query_ptr += b * query_stride_b + g * query_stride_g
+    positive_ptr += b * positive_stride_b + g * positive_stride_g
+    rows_ptr = negatives_ptr + b * negatives_stride_b + g * negatives_stride_g + n * negatives_stride_n
+
+    product = tl.zeros([BLOCK_C], tl.float32)
+    candidate_squared = tl.zeros([BLOCK_C], tl.float32)
+    query_squared = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = d < dim
+        q = tl.load(query_ptr + d, mask=inside, other=0.0).to(tl.float32)
+        # The positive goes through the same sum as the negatives, so that equal vectors tie exactly.
+        c = tl.load(rows_ptr[:, None] + d[None, :], mask=is_negative[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        p = tl.load(positive_ptr + d, mask=inside, other=0.0).to(tl.float32)
+        c = tl.where(is_positive[:, None], p[None, :], c)
+        product += tl.sum(q[None, :] * c, axis=1)
+        candidate_squared += tl.sum(c * c, axis=1)
+        query_squared += q * q
+    similarity = product * _inverse(tl.sum(query_squared, axis=0)) * _inverse(candidate_squared)
+    tl.store(similarities_ptr + row * columns + columns_here, similarity, mask=columns_here < columns)
+
+
+@triton.jit
+def inverse_norms_kernel(
+    vectors_ptr, mask_ptr, inverse_ptr, rows, groups, count, dim,
+    stride_b, stride_g, stride_n, mask_stride_b, mask_stride_g, mask_stride_n,
+    HAS_MASK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """inverse[b, g, n] = 1 / |vectors[b, g, n]|, 0 for zero vectors and for masked ones."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    used = row < rows
+    n, g, b = row % count, row // count % groups, row // count // groups
+    if HAS_MASK:
+        flags = mask_ptr + b * mask_stride_b + g * mask_stride_g + n * mask_stride_n
+        used = used & (tl.load(flags, mask=used, other=0) != 0)
+    rows_ptr = vectors_ptr + b * stride_b + g * stride_g + n * stride_n
+    squared = tl.zeros([BLOCK_R], tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        v = tl.load(rows_ptr[:, None] + d[None, :], mask=used[:, None] & (d < dim)[None, :], other=0.0).to(tl.float32)
+        squared += tl.sum(v * v, axis=1)
+    tl.store(inverse_ptr + row, _inverse(squared), mask=row < rows)
+
+
+@triton.jit
+def candidate_gradients_kernel(
+    query_ptr, candidates_ptr, query_inverse_ptr, candidate_inverse_ptr, similarities_ptr, weights_ptr, grad_ptr,
+    rows, rollouts, groups, count, first, columns, dim,
+    query_stride_b, query_stride_g, stride_b, stride_g, stride_n, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """grad[b, g, n] = Σ over the rollouts that share it of w (q/|q| − s c/|c|) / |c|, with w = dL/ds."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside, here = d < dim, row < rows
+    n, g, b = row % count, row // count % groups, row // count // groups
+    sharers = rollouts // groups
+    inverse = tl.load(candidate_inverse_ptr + row, mask=here, other=0.0)
+    toward_queries = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    pull = tl.zeros([BLOCK_R], tl.float32)
+    for k in range(0, sharers):
+        rollout = g * sharers + k
+        query_row = b * rollouts + rollout
+        cell = query_row * columns + first + n
+        weight = tl.load(weights_ptr + cell, mask=here, other=0.0)
+        pull += weight * tl.load(similarities_ptr + cell, mask=here, other=0.0)
+        weight *= tl.load(query_inverse_ptr + query_row, mask=here, other=0.0)
+        queries = query_ptr + b * query_stride_b + rollout * query_stride_g
+        q = tl.load(queries[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        toward_queries += weight[:, None] * q
+    candidates = candidates_ptr + b * stride_b + g * stride_g + n * stride_n
+    used = here & (inverse != 0)
+    c = tl.load(candidates[:, None] + d[None, :], mask=used[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    gradient = inverse[:, None] * (toward_queries - (pull * inverse)[:, None] * c)
+    tl.store(
+        grad_ptr + row[:, None] * dim + d[None, :],
+        gradient.to(grad_ptr.dtype.element_ty),
+        mask=here[:, None] & inside[None, :],
+    )
+
+
+@triton.jit
+def query_gradients_kernel(
+    query_ptr, positive_ptr, negatives_ptr, query_inverse_ptr, positive_inverse_ptr, negative_inverse_ptr,
+    similarities_ptr, weights_ptr, grad_ptr, rollouts, positive_groups, negative_groups, columns, dim,
+    query_stride_b, query_stride_g, positive_stride_b, positive_stride_g,
+    negatives_stride_b, negatives_stride_g, negatives_stride_n, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """grad[b, g] = Σ over the candidates of w (c/|c| − s q/|q|) / |q|, with w = dL/ds."""
+    row = tl.program_id(0).to(tl.int64)
+    b, g = row // rollouts, row % rollouts
+    d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < dim
+    positive_row = b * positive_groups + g % positive_groups
+    negative_row = (b * negative_groups + g % negative_groups) * (columns - 1)
+    negatives_ptr += b * negatives_stride_b + g * negatives_stride_g
+    weights_ptr += row * columns
+    similarities_ptr += row * columns
+
+    weight = tl.load(weights_ptr)
+    pull = weight * tl.load(similarities_ptr)
+    p = tl.load(positive_ptr + b * positive_stride_b + g * positive_stride_g + d, mask=inside, other=0.0).to(tl.float32)
+    toward_candidates = weight * tl.load(positive_inverse_ptr + positive_row) * p
+    for start in range(0, columns - 1, BLOCK_C):
+        n = start + tl.arange(0, BLOCK_C)
+        here = n < columns - 1
+        weights = tl.load(weights_ptr + 1 + n, mask=here, other=0.0)
+        pull += tl.sum(weights * tl.load(similarities_ptr + 1 + n, mask=here, other=0.0), axis=0)
+        # A shared candidate may be masked in this rollout alone: its weight is 0 then, and it must not be read.
+        here = here & (weights != 0)
+        weights *= tl.load(negative_inverse_ptr + negative_row + n, mask=here, other=0.0)
+        rows_ptr = negatives_ptr + n.to(tl.int64) * negatives_stride_n
+        c = tl.load(rows_ptr[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        toward_candidates += tl.sum(weights[:, None] * c, axis=0)
+    inverse = tl.load(query_inverse_ptr + row)
+    q = tl.load(query_ptr + b * query_stride_b + g * query_stride_g + d, mask=inside, other=0.0).to(tl.float32)
+    gradient = inverse * (toward_candidates - pull * inverse * q)
+    tl.store(grad_ptr + row * dim + d, gradient.to(grad_ptr.dtype.element_ty), mask=inside)

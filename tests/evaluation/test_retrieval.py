@@ -1,0 +1,188 @@
+"""Evaluation of a whole directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from elva.data.mbeir import DataError, MBEIRDirectory
+from elva.evaluation.inputs import CandidateEmbeddings, Inputs, parse_instructions
+from elva.evaluation.results import Results
+from elva.evaluation.retrieval import evaluate
+
+
+def test_perfect_reader_finds_everything(root: Path, word_encoder: Callable) -> None:
+    results = evaluate(word_encoder(), root)
+    assert [(row.name, row.hit_rate, row.num_queries, row.pool_size) for row in results.rows] == [
+        ("toys_task0", 1.0, 8, 8),
+        ("toys_task4", 1.0, 8, 8),
+        ("toys_multigrain_task0", 1.0, 8, 8),
+    ]
+    assert results.mean_hit_rate == 1
+    grains = results.multigrain
+    assert grains is not None
+    assert grains.ranks == [1] * 8
+    assert grains.by_grains() == {2: {"queries": 8, "hit_at_1": 1.0, "hit_at_5": 1.0}}
+    assert grains.grains_named == 1
+    assert set(grains.grain_distance_by_key) == {"colour", "size"}
+    assert grains.grain_distance is not None
+    assert grains.grain_distance > 0.1
+
+
+def test_blind_reader_is_caught_by_the_multigrain_split_alone(root: Path, word_encoder: Callable) -> None:
+    results = evaluate(word_encoder(blind_to=frozenset({"small", "large"})), root)
+    text_to_image, image_to_image, _ = results.rows
+    assert text_to_image.hit_rate == 1
+    assert text_to_image.recall == 1
+    assert text_to_image.mrr == 1
+    # The other size ties with the right picture, and a tie counts against it.
+    assert image_to_image.mrr == pytest.approx(0.5)
+    grains = results.multigrain
+    assert grains is not None
+    assert grains.ranks == [2] * 8
+    assert (grains.hit_rate(1), grains.hit_rate(5)) == (0, 1)
+    assert grains.grains_named == 0.5
+    assert grains.grain_distance_by_key["size"] == pytest.approx(0, abs=1e-6)
+
+
+def test_collapsed_reader_hits_nothing_at_one(root: Path, word_encoder: Callable) -> None:
+    everything = frozenset({"red", "green", "blue", "yellow", "small", "large"})
+    results = evaluate(word_encoder(blind_to=everything), root)
+    assert results.multigrain is not None
+    assert results.multigrain.ranks == [8] * 8
+    assert results.mean_hit_rate == 0
+
+
+def test_candidates_are_encoded_once_over_all_tasks(root: Path, word_encoder: Callable) -> None:
+    encoder = word_encoder()
+    evaluate(encoder, root, tasks=["toys"])
+    # 8 candidates shared by two tasks, 8 queries each.
+    assert len(encoder.encoded) == 8 + 8 + 8
+
+
+def test_global_pool_joins_the_pools_but_multigrain_keeps_its_own(root: Path, word_encoder: Callable) -> None:
+    results = evaluate(word_encoder(), root, pool="global")
+    assert [row.pool_size for row in results.rows] == [16, 16, 8]
+
+
+def test_query_carries_its_instruction_and_cleaning(root: Path, word_encoder: Callable) -> None:
+    encoder = word_encoder()
+    evaluate(encoder, root, tasks=["toys_task0"])
+    assert {"text": "Find the picture. a red shape.", "image": None} in encoder.encoded
+    inputs = Inputs(MBEIRDirectory(root), "random:3")
+    queries = MBEIRDirectory(root).queries("test", "toys", 0)
+    drawn = {inputs.query(query)["text"].split(".")[0] for query in queries}
+    assert drawn <= {"Find the picture", "Show what is described"}
+    assert [inputs.query(query) for query in queries] == [
+        Inputs(MBEIRDirectory(root), "random:3").query(query) for query in queries
+    ]
+
+
+def test_direct_mode_names_no_grains(root: Path, word_encoder: Callable) -> None:
+    results = evaluate(word_encoder(), root, query_mode="direct")
+    assert results.multigrain is not None
+    assert results.multigrain.grains_named is None
+    assert results.query_mode == "direct"
+
+
+def test_limit_draws_the_same_queries_again(root: Path, word_encoder: Callable) -> None:
+    first, again = (evaluate(word_encoder(), root, limit=3, seed=5) for _ in range(2))
+    other = evaluate(word_encoder(), root, limit=3, seed=6)
+    assert [len(row.qids) for row in first.rows] == [3, 3, 3]
+    assert [row.qids for row in first.rows] == [row.qids for row in again.rows]
+    assert [row.qids for row in first.rows] != [row.qids for row in other.rows]
+
+
+def test_json_round_trip(root: Path, word_encoder: Callable) -> None:
+    results = evaluate(word_encoder(), root)
+    text = results.to_json()
+    assert Results.from_json(text) == results
+    assert json.loads(text)["summary"]["multigrain"]["by_grains"]["2"]["hit_at_1"] == 1
+    with pytest.raises(ValueError, match=r"no results\.json"):
+        Results.from_json('{"rows": 3}')
+
+
+def test_faulty_directory_stops_before_anything_is_encoded(root: Path, word_encoder: Callable) -> None:
+    file = root / "query/test/mbeir_toys_task0_test.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([*["{"] * 7, *lines]) + "\n", encoding="utf-8")
+    encoder = word_encoder()
+    with pytest.raises(DataError) as caught:
+        evaluate(encoder, root)
+    first, *shown, last = str(caught.value).splitlines()
+    assert f"has 7 problems; run `elva data check {root}`" in first
+    assert len(shown) == 5
+    assert all(line.startswith("query/test/mbeir_toys_task0_test.jsonl:") for line in shown)
+    assert last == "… and 2 more"
+    assert encoder.encoded == []
+
+
+def test_unreachable_qrels_are_counted_not_fatal(root: Path, word_encoder: Callable) -> None:
+    """M-BEIR's own OVEN and InfoSeek have them."""
+    qrels = root / "qrels/test/mbeir_toys_task4_test_qrels.txt"
+    with qrels.open("a", encoding="utf-8") as lines:
+        lines.write("20:100 0 99:1 1 4\n20:100 0 99:2 1 4\n20:101 0 99:3 0 4\n")
+    row = evaluate(word_encoder(), root, tasks=["toys_task4"]).rows[0]
+    assert row.unreachable == 2
+    assert (row.hit_rate, row.recall) == (1, 1)
+
+
+def test_qrels_decide_what_is_right(root: Path, word_encoder: Callable) -> None:
+    qrels = root / "qrels/test/mbeir_toys_task4_test_qrels.txt"
+    text = qrels.read_text(encoding="utf-8")
+    qrels.write_text(text.replace("20:100 0 20:0 1 4", "20:100 0 20:7 1 4"), encoding="utf-8")
+    row = evaluate(word_encoder(), root, tasks=["toys_task4"]).rows[0]
+    assert row.ranks[0] == 8
+    assert row.ranks[1:] == [1] * 7
+
+
+def test_multigrain_query_without_a_positive_is_an_error(root: Path, word_encoder: Callable) -> None:
+    qrels = root / "qrels/test/mbeir_toys_multigrain_task0_test_qrels.txt"
+    text = qrels.read_text(encoding="utf-8")
+    qrels.write_text(text.replace("21:3 0 21:3 1 0", "21:3 0 99:3 1 0"), encoding="utf-8")
+    with pytest.raises(DataError, match="21:3: no positive in the candidate pool"):
+        evaluate(word_encoder(), root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pool": "all"}, "pool must be one of local, global, got 'all'"),
+        ({"query_mode": "x"}, "query_mode must be one of"),
+        ({"candidate_mode": "x"}, "candidate_mode must be one of"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"tasks": ["nothing"]}, "tasks: no 'nothing' in split 'test'"),
+        ({"instructions": "random"}, "instructions must be 'fixed' or 'random:SEED'"),
+        ({"split": "val"}, "no queries in split 'val'"),
+    ],
+)
+def test_bad_arguments_are_named(root: Path, word_encoder: Callable, arguments: dict, message: str) -> None:
+    encoder = word_encoder()
+    with pytest.raises(ValueError, match=message):
+        evaluate(encoder, root, **arguments)
+    assert encoder.encoded == []
+
+
+def test_missing_directory_is_named(tmp_path: Path, word_encoder: Callable) -> None:
+    with pytest.raises(DataError, match="is not there"):
+        evaluate(word_encoder(), tmp_path / "absent")
+
+
+def test_candidates_can_be_kept_between_calls(root: Path, word_encoder: Callable) -> None:
+    encoder = word_encoder()
+    kept = CandidateEmbeddings(encoder, Inputs(MBEIRDirectory(root)))
+    evaluate(encoder, root, tasks=["toys_task0"], candidates=kept)
+    before = len(encoder.encoded)
+    evaluate(encoder, root, tasks=["toys_task0"], candidates=kept)
+    assert len(encoder.encoded) - before == 8
+    with pytest.raises(DataError, match="pool is empty"):
+        kept([])
+
+
+def test_instruction_policies() -> None:
+    assert parse_instructions("fixed") == ("fixed", 0)
+    assert parse_instructions("random:12") == ("random", 12)

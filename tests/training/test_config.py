@@ -1,0 +1,60 @@
+import pytest
+
+from elva.training.config import ConfigError, InstructConfig, RLConfig, load_config
+
+NEEDED = ["model=m", "output=o", "data=d"]
+
+
+def test_defaults_are_the_papers():
+    config = load_config("rl", overrides=NEEDED)
+    assert isinstance(config, RLConfig)
+    assert (config.rl.num_generations, config.rl.beta) == (8, 0.2)
+    assert (config.reward.alpha, config.reward.epsilon) == (0.4, 0.6)
+    assert (config.negatives.n_hard, config.negatives.n_random) == (50, 50)
+    assert (config.rl.candidates, config.rl.gradient, config.rl.credit, config.rl.random_negatives) == (
+        "generate",
+        "score",
+        "rollout",
+        "pool",
+    )
+
+
+def test_file_and_overrides(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: m\ndata: d\noutput: o\nloss: {temperature: 0.1}\ntrainer: {learning_rate: 1e-4}\n")
+    config = load_config("instruct", file, ["loss.temperature=1", "trainer.max_steps=3", "tasks=[0, 3]"])
+    assert isinstance(config, InstructConfig)
+    assert config.loss.temperature == 1.0 and isinstance(config.loss.temperature, float)
+    assert config.trainer == {"learning_rate": 1e-4, "max_steps": 3}
+    assert config.tasks == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=m", "output=o"], "data: missing"),
+        ([*NEEDED, "rl.gradent=score"], "did you mean rl.gradient"),
+        ([*NEEDED, "rl.gradient=both"], "expected one of score, pathwise, surrogate"),
+        ([*NEEDED, "rl.num_generations=many"], "rl.num_generations: got 'many', expected int"),
+        ([*NEEDED, "rl=3"], "expected a group of settings"),
+        ([*NEEDED, "seed"], "expected key=value"),
+        ([*NEEDED, "negatives.n_random=true"], "expected int"),
+    ],
+)
+def test_bad_settings_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("rl", overrides=overrides)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match="nothere"):
+        load_config("rl", tmp_path / "nothere.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_config("rl", bad)
+    bad.write_text("- 1")
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        load_config("rl", bad)
+    with pytest.raises(ConfigError, match="expected one of base, text, instruct, rl"):
+        load_config("sft")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from elva.models.encoder import MultimodalEncoder
     from elva.evaluation.results import Results
 
 Mode = Literal["generative", "direct"]
@@ -53,7 +54,7 @@ def evaluate_command(
         _require_directory(out)
         encoder = load_encoder(model)
         candidates = CandidateEmbeddings(encoder, inputs, candidate_mode, batch_size)
-        shared = {
+        shared: dict[str, Any] = {
             "split": split,
             "query_mode": mode,
             "candidate_mode": candidate_mode,
@@ -75,7 +76,7 @@ def evaluate_command(
         raise typer.Exit(2) from error
 
 
-def load_encoder(model: str):  # type: ignore[no-untyped-def]
+def load_encoder(model: str) -> MultimodalEncoder:
     """The encoder of a model directory or name; a function of its own so that tests can put a small one in."""
     from elva.models.encoder import MultimodalEncoder
 

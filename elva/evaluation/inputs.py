@@ -30,7 +30,8 @@ def require_sound(root: str | Path) -> None:
     """
     if not Path(root).is_dir():
         raise DataError(f"data directory {root} is not there, expected a directory in M-BEIR's layout")
-    count, first = 0, []
+    count = 0
+    first: list[str] = []
     for problem in check(root):
         count += 1
         if len(first) < SHOWN_PROBLEMS and not problem.message.startswith(UNREACHABLE):

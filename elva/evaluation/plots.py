@@ -33,10 +33,18 @@ class Theme:
     arms: tuple[str, ...]
 
 
-LIGHT = Theme("#374151", "#d9dce3", ("#0072b2", "#d55e00", "#009e73", "#b5578c", "#b97e00", "#3a9ad0"))
-DARK = Theme("#c6cbd6", "#3a4150", ("#5ab0e8", "#f0803c", "#2cc29a", "#e29cc4", "#f2b84b", "#a5dcf7"))
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+LIGHT = Theme(
+    "#374151",
+    "#d9dce3",
+    ("#0072b2", "#d55e00", "#009e73", "#b5578c", "#b97e00", "#3a9ad0", "#6b7280", "#7a6a00"),
+)
+DARK = Theme(
+    "#c6cbd6",
+    "#3a4150",
+    ("#5ab0e8", "#f0803c", "#2cc29a", "#e29cc4", "#f2b84b", "#a5dcf7", "#9aa3b2", "#d8d04a"),
+)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 2)), (0, (7, 2)))
 
 
 @dataclass(frozen=True)
@@ -106,21 +114,25 @@ def grain_distance_by_key(rows: Mapping[str, Results]) -> Picture | None:
     return _picture(draw, f"Grain distance by key for {', '.join(measured)}")
 
 
-def learning_curves(histories: Mapping[str, History]) -> Picture | None:
-    """Every numeric metric of the histories against the optimizer step; None where there is none."""
+def learning_curves(histories: Mapping[str, History], order: Sequence[str] = ()) -> Picture | None:
+    """Every numeric metric of the histories against the optimizer step; None where there is none.
+
+    ``order`` lists names in the order of other plots, so that an arm has one colour on the whole page.
+    """
     metrics = _metric_names(histories)
     if not metrics:
         return None
     columns = min(3, len(metrics))
+    places = {name: index for index, name in enumerate(dict.fromkeys([*order, *histories]))}
 
     def draw(theme: Theme) -> Figure:
         figure, axes = _panels(len(metrics), columns, 2.4, theme)
         for axis, metric in zip(axes, metrics, strict=False):
-            for index, (name, history) in enumerate(histories.items()):
+            for name, history in histories.items():
                 points = [(entry["step"], entry[metric]) for entry in history if _has(entry, metric)]
                 if points:
                     steps, values = zip(*points, strict=True)
-                    style = {**_style(index, theme), "markersize": 0 if len(points) > 1 else 4}
+                    style = {**_style(places[name], theme), "markersize": 0 if len(points) > 1 else 4}
                     axis.plot(steps, values, label=name, **style)
             axis.set_xlabel("optimizer step")
             axis.set_title(metric, loc="left", fontsize=9, color=theme.ink)

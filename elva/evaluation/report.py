@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -115,7 +116,7 @@ def _summary(rows: Mapping[str, Results]) -> str:
         for cell, number, top, whole in zip(line, numbers[name], best, full, strict=True):
             width = max(0.0, min(1.0, number / whole))
             mark = " best" if top is not None and number == top and number >= 0 else ""
-            body += f'<td class="value{mark}"><i style="width:calc({width:.3f}*(100% - 14px))"></i>'
+            body += f'<td class="value{mark}"><i style="width:calc({width:.3f}*(100% - 32px))"></i>'
             body += f"<span>{escape(cell)}</span></td>"
         body += "</tr>"
     meanings = "".join(
@@ -143,24 +144,28 @@ def _head(columns: Sequence[str]) -> str:
 def _forest(intervals: Sequence[Difference]) -> str:
     if not intervals:
         return ""
-    reach = max(max(abs(d.interval.low), abs(d.interval.high)) for d in intervals) * 110 or 1.0
+    reach = math.ceil(max(max(abs(d.interval.low), abs(d.interval.high)) for d in intervals) * 105) or 1
     body = ""
     for name, reference, metric, (difference, low, high) in intervals:
         sure = ' class="sure"' if low > 0 or high < 0 else ""
         x, left, right = (f"{50 + 50 * 100 * value / reach:.2f}%" for value in (difference, low, high))
         body += (
             f'<tr{sure}><th scope="row">{escape(name)} − {escape(reference)}</th><td>{escape(metric)}</td>'
-            f"<td>{100 * difference:+.1f}</td><td>{100 * low:+.1f} to {100 * high:+.1f}</td>"
-            f'<td><svg aria-hidden="true"><line class="axis" x1="50%" x2="50%" y1="0" y2="26"/>'
-            f'<line class="range" x1="{left}" x2="{right}" y1="13" y2="13"/><circle cx="{x}" cy="13" r="5"/></svg>'
+            f"<td>{_signed(difference)}</td><td>{_signed(low)} to {_signed(high)}</td>"
+            f'<td><svg aria-hidden="true"><line class="axis" stroke="currentColor" x1="50%" x2="50%" y1="0" y2="26"/>'
+            f'<line class="range" stroke="currentColor" x1="{left}" x2="{right}" y1="13" y2="13"/><circle cx="{x}" cy="13" r="5"/></svg>'
             "</td></tr>"
         )
-    columns = ("difference", "metric", "points", "95% interval", f"−{reach:.1f} … 0 … +{reach:.1f} points")
+    columns = ("difference", "metric", "points", "95% interval", f"−{reach} … 0 … +{reach} points")
     return (
         "<h2>Is it more than luck?</h2><p>Paired bootstrap over the same queries, 10,000 resamples. Coloured where "
         "the interval leaves zero out. It covers the choice of queries, not the choice of training seed.</p>"
         f'<div class="card scroll"><table class="forest">{_head(columns)}<tbody>{body}</tbody></table></div>'
     )
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _plots(rows: Mapping[str, Results], histories: Mapping[str, History]) -> str:
@@ -178,7 +183,7 @@ def _plots(rows: Mapping[str, Results], histories: Mapping[str, History]) -> str
         ),
         (
             "Learning curves",
-            learning_curves(histories),
+            learning_curves(histories, [*rows, *histories]),
             "As logged during training, against the optimizer step.",
         ),
     ]

@@ -99,7 +99,9 @@ def evaluate(
     grains = None
     if grain_queries:
         grains = _multigrain(rows, grain_queries)
-        distance = grain_distance(encoder, grain_queries, seed=seed, mode=query_mode, make_input=inputs.query)
+        distance = grain_distance(
+            encoder, grain_queries, seed=seed, mode=query_mode, make_input=inputs.query, batch_size=batch_size
+        )
         if distance is not None:
             grains.grain_distance, grains.grain_distance_by_key = distance.mean, distance.by_key
         if query_mode == "generative":

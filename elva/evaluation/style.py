@@ -7,10 +7,10 @@ GRAIN_COLOURS = 8
 CSS = """
 :root { color-scheme: light dark;
   --page: #f7f6f2; --card: #ffffff; --ink: #1d2330; --soft: #5b6472; --rule: #e2e0d9; --accent: #0b6e6e;
-  --bar: #0b6e6e22; --right: #1a8f4c; --right-soft: #1a8f4c1a; --tile: #f3f2ee; }
+  --bar: #0b6e6e66; --right: #1a8f4c; --right-soft: #1a8f4c1a; --tile: #f3f2ee; }
 @media (prefers-color-scheme: dark) { :root {
   --page: #14171d; --card: #1c2028; --ink: #e6e8ee; --soft: #9aa3b2; --rule: #2d333e; --accent: #5cc8c2;
-  --bar: #5cc8c22b; --right: #3ecf7f; --right-soft: #3ecf7f22; --tile: #242933; } }
+  --bar: #5cc8c277; --right: #3ecf7f; --right-soft: #3ecf7f22; --tile: #242933; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 ui-sans-serif, system-ui, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
@@ -34,8 +34,7 @@ thead th { border-top: 0; color: var(--soft); font-size: 13px; font-weight: 500;
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 600; }
 td.value { position: relative; }
-td.value i { position: absolute; inset: 7px auto 7px 7px; background: var(--bar); border-radius: 5px; }
-td.value span { position: relative; }
+td.value i { position: absolute; right: 16px; bottom: 6px; height: 3px; background: var(--bar); border-radius: 2px; }
 td.best span { font-weight: 700; color: var(--accent); }
 tfoot td, tfoot th { border-top: 2px solid var(--rule); font-weight: 600; }
 dl.columns { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; font-size: 14px;
@@ -67,10 +66,10 @@ ol.answers { display: grid; grid-template-columns: repeat(5, minmax(0, 1fr)); ga
 ol.answers li { position: relative; border: 1px solid var(--rule); border-radius: 12px; background: var(--tile);
   overflow: hidden; min-height: 96px; }
 ol.answers li.right { border-color: var(--right); box-shadow: 0 0 0 2.5px var(--right); background: var(--right-soft); }
-ol.answers img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; padding: 8px; }
+ol.answers img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: #fff; }
 ol.answers p { margin: 0; padding: 8px 10px 10px; font-size: 13px; line-height: 1.35; }
 ol.answers li > p:first-of-type:nth-child(2) { padding-top: 32px; }
-ol.answers .place { position: absolute; top: 7px; left: 7px; min-width: 22px; height: 22px; padding: 0 6px;
+ol.answers .place { position: absolute; z-index: 1; top: 7px; left: 7px; min-width: 22px; height: 22px; padding: 0 6px;
   border-radius: 11px; background: var(--card); color: var(--soft); border: 1px solid var(--rule);
   font: 600 12px/20px ui-sans-serif, system-ui, sans-serif; text-align: center; }
 ol.answers .right .place { background: var(--right); border-color: var(--right); color: var(--card); }

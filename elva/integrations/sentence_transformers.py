@@ -69,7 +69,9 @@ class _BatchLoss(nn.Module):
         """Scalar loss of a batch; ``sentence_features`` holds one dict per column, ``labels`` is not used."""
         embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
         if len(embeddings) < 2:
-            raise ValueError(f"columns anchor, positive[, negative_1, ...] expected, got {len(embeddings)} column(s)")
+            raise ValueError(
+                f"columns anchor, positive[, negative_1, ...] expected, got {len(embeddings)} column(s)"
+            )
         return self.compute_loss_from_embeddings(embeddings)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor]) -> Tensor:

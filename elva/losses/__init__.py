@@ -1,8 +1,8 @@
 """Losses and rewards of ELVA, for any PyTorch loop: they need torch and nothing else.
 
-    from elva.losses import ELVALoss
+from elva.losses import ELVALoss
 
-    loss = ELVALoss()(query, positive, negatives)   # [B, D], [B, D], [B, N, D]
+loss = ELVALoss()(query, positive, negatives)   # [B, D], [B, D], [B, N, D]
 """
 
 from __future__ import annotations

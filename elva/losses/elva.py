@@ -87,7 +87,9 @@ class ELVALoss(nn.Module):
         self.false_negative_threshold = false_negative_threshold
         self.infonce_weight = infonce_weight
 
-    def forward(self, query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Mean loss over the rows.
 
         Args:
@@ -146,5 +148,14 @@ class ELVALoss(nn.Module):
         return torch.where(valid.any(dim=1), F.softplus(shortfall), 0)
 
     def extra_repr(self) -> str:
-        names = ("alpha", "epsilon", "form", "delta", "temperature", "tier_weight", "num_tiers", "infonce_weight")
+        names = (
+            "alpha",
+            "epsilon",
+            "form",
+            "delta",
+            "temperature",
+            "tier_weight",
+            "num_tiers",
+            "infonce_weight",
+        )
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -128,16 +128,18 @@ class GRPOLoss(nn.Module):
         values = {"kl": kl, "clip_ratio": (below | above).to(ratio.dtype), "ratio_mean": ratio}
         self.metrics = {name: torch.where(used, value, 0).sum() / tokens for name, value in values.items()}
 
-    def _check(
-        self, logps: Tensor, mask: Tensor, old_logps: Tensor | None, ref_logps: Tensor | None
-    ) -> None:
+    def _check(self, logps: Tensor, mask: Tensor, old_logps: Tensor | None, ref_logps: Tensor | None) -> None:
         if logps.ndim != 2 or logps.shape[0] == 0:
             raise ValueError(f"logps must have shape [R, T] with R > 0, got {list(logps.shape)}")
         if self.beta > 0 and ref_logps is None:
-            raise ValueError(f"ref_logps is needed for the KL penalty (beta={self.beta}); give it or set beta=0")
+            raise ValueError(
+                f"ref_logps is needed for the KL penalty (beta={self.beta}); give it or set beta=0"
+            )
         for name, tensor in (("mask", mask), ("old_logps", old_logps), ("ref_logps", ref_logps)):
             if tensor is not None and tensor.shape != logps.shape:
-                raise ValueError(f"{name} must have the shape of logps {list(logps.shape)}, got {list(tensor.shape)}")
+                raise ValueError(
+                    f"{name} must have the shape of logps {list(logps.shape)}, got {list(tensor.shape)}"
+                )
 
     def extra_repr(self) -> str:
         return (

@@ -47,7 +47,9 @@ class InfoNCELoss(nn.Module):
         self.similarity = similarity
         self.bidirectional = bidirectional
         self.initial_temperature = temperature
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
+        self.log_temperature = (
+            nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
+        )
 
     @property
     def temperature(self) -> float | Tensor:
@@ -120,7 +122,9 @@ def known_positives(
     if labels is None:
         labels = torch.arange(batch, device=device)
     if key_ids is None:
-        positive = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter(1, labels[:, None], True)
+        positive = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter(
+            1, labels[:, None], True
+        )
     else:
         positive = key_ids[labels][:, None] == key_ids
     if query_ids is not None:
@@ -131,8 +135,14 @@ def known_positives(
 
 def _append(keys: Tensor, negatives: Tensor, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
     shape = list(negatives.shape)
-    if negatives.ndim not in (2, 3) or shape[-1] != keys.shape[-1] or (negatives.ndim == 3 and shape[0] != batch):
-        raise ValueError(f"negatives must be [N, {keys.shape[-1]}] or [{batch}, N, {keys.shape[-1]}], got {shape}")
+    if (
+        negatives.ndim not in (2, 3)
+        or shape[-1] != keys.shape[-1]
+        or (negatives.ndim == 3 and shape[0] != batch)
+    ):
+        raise ValueError(
+            f"negatives must be [N, {keys.shape[-1]}] or [{batch}, N, {keys.shape[-1]}], got {shape}"
+        )
     negatives = negatives.flatten(0, -2)
     if mask is not None:
         mask = torch.cat([mask, mask.new_ones(batch, negatives.shape[0])], dim=1)

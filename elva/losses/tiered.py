@@ -50,14 +50,18 @@ class TieredRankingLoss(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if num_tiers < 2:
             raise ValueError(f"num_tiers must be at least 2, got {num_tiers}")
-        if tier_edges is not None and (not tier_edges or sorted(set(tier_edges), reverse=True) != list(tier_edges)):
+        if tier_edges is not None and (
+            not tier_edges or sorted(set(tier_edges), reverse=True) != list(tier_edges)
+        ):
             raise ValueError(f"tier_edges must be strictly descending and not empty, got {list(tier_edges)}")
         self.temperature = temperature
         self.num_tiers = num_tiers if tier_edges is None else len(tier_edges) + 1
         self.false_negative_threshold = false_negative_threshold
         self.tier_edges = None if tier_edges is None else tuple(tier_edges)
 
-    def forward(self, query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Mean loss over the rows.
 
         Args:

@@ -177,8 +177,12 @@ def _infonce_backward(
     grad_temperature = -(grad_scores * scores).sum() / tau
     grad_scores /= tau
     with torch.autocast(query.device.type, enabled=False):
-        grad_query = _grad_of_operand(grad_scores @ k, q, query, similarity) if need_query else query.new_empty(0)
-        grad_keys = _grad_of_operand(grad_scores.T @ q, k, keys, similarity) if need_keys else keys.new_empty(0)
+        grad_query = (
+            _grad_of_operand(grad_scores @ k, q, query, similarity) if need_query else query.new_empty(0)
+        )
+        grad_keys = (
+            _grad_of_operand(grad_scores.T @ q, k, keys, similarity) if need_keys else keys.new_empty(0)
+        )
     return grad_query, grad_keys, grad_temperature.to(temperature.dtype).reshape(temperature.shape)
 
 
@@ -271,7 +275,9 @@ def _label_values(query: Tensor, keys: Tensor, labels: Tensor | None, one_to_one
 
 def _require(condition: Tensor, message: str, labels: Tensor) -> None:
     if labels.device.type != "cpu":
-        torch._assert_async(condition, message)  # raises on the device; reading the answer here would stall it
+        torch._assert_async(
+            condition, message
+        )  # raises on the device; reading the answer here would stall it
     elif not condition:
         raise ValueError(f"{message}, got {labels.tolist()}")
 
@@ -285,7 +291,9 @@ def _check_arguments(
     mask: Tensor | None,
 ) -> None:
     if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
-        raise ValueError(f"query [B, D] and keys [M, D] expected, got {list(query.shape)} and {list(keys.shape)}")
+        raise ValueError(
+            f"query [B, D] and keys [M, D] expected, got {list(query.shape)} and {list(keys.shape)}"
+        )
     for name, tensor in (("query", query), ("keys", keys)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")

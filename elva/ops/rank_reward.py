@@ -266,7 +266,7 @@ def _triton(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | N
     """The operator on CUDA devices. float64 is for checks, not for speed, so it has no kernel."""
     if query.dtype == torch.float64:
         return _composite(query, positive, negatives, mask, *options)
-    from elva.kernels.rank_reward import forward
+    from elva.ops.rank_reward_triton import forward
 
     check_tensors(query, positive, negatives, mask)
     return RankReward(*forward(query, positive, negatives, mask, *options))
@@ -276,7 +276,7 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, positive, negatives, mask = arguments[4:8]
     if query.dtype == torch.float64:
         return _composite_backward(*arguments)
-    from elva.kernels.rank_reward import backward
+    from elva.ops.rank_reward_triton import backward
 
     check_tensors(query, positive, negatives, mask)
     return backward(*arguments)

@@ -1,8 +1,7 @@
 """`elva::rank_reward` and its backward in Triton. Semantics: elva/ops/rank_reward.py.
 
-Forward: dot products over a grid of (query and rollout, block of candidates), because one program per query would not
-fill a GPU; then one small program per (query, rollout) turns similarities into rewards. Ranks are counted by comparing
-pairs, not sorted: 1+N is small beside D, and no bound on N follows.
+Dot products run over a grid of (query and rollout, block of candidates), because one program per query would not fill
+a GPU. What turns similarities into rewards, and their gradients into dL/ds, is in rewards.py.
 
 Every load is widened to float32 at once and masked with 0: masked candidates are never read, so that they may hold NaN.
 Strides are the inputs' own, with 0 where the rollouts share a tensor.
@@ -10,17 +9,8 @@ Strides are the inputs' own, with 0 where the rollouts share a tensor.
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from elva.kernels.rewards import rewards_kernel, weights_kernel
-
-BLOCK_CANDIDATES = 16
-BLOCK_PAIRS = 64
 
 
 @triton.jit

@@ -1,4 +1,7 @@
-"""From the similarities of one (query, rollout) to its rewards, and to dL/ds: the part of `rank_reward` without D."""
+"""From the similarities of one (query, rollout) to its rewards, and to dL/ds: the part of `rank_reward` without D.
+
+Ranks are counted by comparing pairs, not by sorting: 1+N is small beside D, and no bound on N follows.
+"""
 
 from __future__ import annotations
 
@@ -91,6 +94,8 @@ def rewards_kernel(
         k = _ranks(similarities_ptr, mask_ptr, n, s, positive, count, mask_stride_n, HAS_MASK, BLOCK)
         ranking += tl.sum(tl.where(used, s * _negative_weight(k, scale, inverse_log_base, CLAMP), 0.0), axis=0)
     margin = tl.where(total > 0, tl.maximum(positive - hardest - delta, 0.0), 0.0)
+    # Maxima drop NaN; the sum keeps it.
+    margin = tl.where(ranking == ranking, margin, ranking)
     tl.store(rank_ptr + row, rank.to(tl.int64))
     tl.store(margin_ptr + row, margin)
     tl.store(ranking_ptr + row, ranking)

@@ -91,7 +91,7 @@ def test_table_says_what_the_results_say(rows: dict[str, Results]) -> None:
 def test_given_intervals_replace_the_computed_ones(rows: dict[str, Results]) -> None:
     given = [Difference("ELVA", "control", "multi-grain hit@1", Interval(0.031, -0.002, 0.064))]
     text = re.sub(r"<[^>]+>", " ", render_report("Toys", rows, intervals=given))
-    assert re.search(r"ELVA − control\s+multi-grain hit@1\s+\+3\.1\s+-0\.2 to \+6\.4", text)
+    assert re.search(r"ELVA − control\s+multi-grain hit@1\s+\+3\.1\s+−0\.2 to \+6\.4", text)
     assert "reader − blind" not in text
 
 

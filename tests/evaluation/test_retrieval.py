@@ -186,3 +186,22 @@ def test_candidates_can_be_kept_between_calls(root: Path, word_encoder: Callable
 def test_instruction_policies() -> None:
     assert parse_instructions("fixed") == ("fixed", 0)
     assert parse_instructions("random:12") == ("random", 12)
+
+
+def test_real_encoder_in_both_modes(root: Path) -> None:
+    from elva.models.tiny import create
+
+    encoder = create(["Find the picture.", "a small red shape", "a large blue shape"], image_size=32)
+    generative, direct = (
+        evaluate(encoder, root, query_mode=mode, limit=2) for mode in ("generative", "direct")
+    )
+    for results in (generative, direct):
+        assert [row.num_queries for row in results.rows] == [2, 2, 2]
+        assert results.multigrain is not None
+        assert all(1 <= rank <= 8 for rank in results.multigrain.ranks)
+        assert results.multigrain.grain_distance is not None
+        assert 0 < results.multigrain.grain_distance < 2
+    assert generative.multigrain is not None
+    assert generative.multigrain.grains_named is not None
+    assert direct.multigrain is not None
+    assert direct.multigrain.grain_distance != generative.multigrain.grain_distance

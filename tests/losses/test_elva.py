@@ -51,7 +51,9 @@ def test_smooth_form_equals_its_formula(seed, rows, count, tier_weight, infonce_
 @pytest.mark.parametrize("normalize_gamma", [True, False])
 def test_reward_form_is_minus_the_reward(normalize_gamma):
     query, positive, negatives, mask = problem(1)
-    reward = elva_reward(query, positive, negatives, mask, gamma=0.02, delta=0.2, normalize_gamma=normalize_gamma)
+    reward = elva_reward(
+        query, positive, negatives, mask, gamma=0.02, delta=0.2, normalize_gamma=normalize_gamma
+    )
     options = {"form": "reward", "gamma": 0.02, "delta": 0.2, "normalize_gamma": normalize_gamma}
     torch.testing.assert_close(ELVALoss(**options)(query, positive, negatives, mask), -reward.mean())
     infonce, _ = parts(query, positive, negatives, mask)
@@ -76,7 +78,9 @@ def test_shared_negatives_and_further_leading_dimensions(form):
     torch.testing.assert_close(
         loss(query, positive, shared, mask), loss(query, positive, shared.expand(4, 6, 5), mask)
     )
-    torch.testing.assert_close(loss(query[0], positive[0], shared), loss(query[:1], positive[:1], shared[None]))
+    torch.testing.assert_close(
+        loss(query[0], positive[0], shared), loss(query[:1], positive[:1], shared[None])
+    )
 
 
 @pytest.mark.parametrize("form", ["smooth", "reward"])
@@ -139,7 +143,9 @@ def test_smooth_gradient_is_strong_where_the_positive_loses_and_the_rewards_is_n
     negatives = torch.tensor([1.0, 0.1, 0.1]) + 0.05 * torch.randn(30, 3, generator=generator)
 
     def pull(form, cosine):
-        positive = torch.tensor([cosine, math.sqrt(1 - cosine**2), 0.0], dtype=torch.float64, requires_grad=True)
+        positive = torch.tensor(
+            [cosine, math.sqrt(1 - cosine**2), 0.0], dtype=torch.float64, requires_grad=True
+        )
         (grad,) = torch.autograd.grad(ELVALoss(form=form)(query, positive, negatives.double()), positive)
         assert grad[0] < 0  # a larger cosine is better
         return grad.norm().item() / math.sqrt(1 - cosine**2)

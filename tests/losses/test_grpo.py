@@ -15,7 +15,9 @@ from elva.losses import GRPOLoss, group_advantage
 def problem(seed, rows=4, length=5, spread=0.4):
     generator = torch.Generator().manual_seed(seed)
     logps = -torch.rand(rows, length, generator=generator, dtype=torch.float64) * 3
-    old, ref = (logps + spread * torch.randn(rows, length, generator=generator, dtype=torch.float64) for _ in range(2))
+    old, ref = (
+        logps + spread * torch.randn(rows, length, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     mask = torch.rand(rows, length, generator=generator) > 0.3
     return logps, torch.randn(rows, generator=generator, dtype=torch.float64), mask, old, ref
 

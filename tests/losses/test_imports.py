@@ -6,7 +6,17 @@ import json
 import subprocess
 import sys
 
-HEAVY = {"transformers", "peft", "PIL", "datasets", "sentence_transformers", "typer", "rich", "matplotlib", "accelerate"}
+HEAVY = {
+    "transformers",
+    "peft",
+    "PIL",
+    "datasets",
+    "sentence_transformers",
+    "typer",
+    "rich",
+    "matplotlib",
+    "accelerate",
+}
 
 PROBE = """
 import json, sys
@@ -21,7 +31,11 @@ def test_losses_load_only_torch():
     packages, ours = json.loads(output)
     assert "torch" in packages
     assert not HEAVY & set(packages)
-    assert all(name.startswith(("elva.losses", "elva.ops", "elva.kernels", "elva._C")) for name in ours if name != "elva")
+    assert all(
+        name.startswith(("elva.losses", "elva.ops", "elva.kernels", "elva._C"))
+        for name in ours
+        if name != "elva"
+    )
 
 
 def test_importing_elva_loads_nothing():

@@ -136,7 +136,9 @@ def test_half_precision(dtype):
     loss.backward()
     assert loss.dtype == torch.float32
     assert query.grad.dtype == keys.grad.dtype == dtype
-    torch.testing.assert_close(loss.double(), InfoNCELoss()(query.double(), keys.double()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        loss.double(), InfoNCELoss()(query.double(), keys.double()), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_compiles_without_graph_break():

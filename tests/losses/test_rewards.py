@@ -119,7 +119,12 @@ def test_half_precision_gives_float32():
         ("negatives", torch.ones(2, 6, 5), ValueError, r"negatives must have shape .*got \[2, 6, 5\]"),
         ("negatives", torch.ones(3, 6, 4), ValueError, r"negatives must have shape .*got \[3, 6, 4\]"),
         ("mask", torch.ones(3, 6), TypeError, "mask must be bool"),
-        ("mask", torch.ones(3, 5, dtype=torch.bool), ValueError, r"mask must have shape \[3, 6\], got \[3, 5\]"),
+        (
+            "mask",
+            torch.ones(3, 5, dtype=torch.bool),
+            ValueError,
+            r"mask must have shape \[3, 6\], got \[3, 5\]",
+        ),
         ("query", torch.ones(3, 5, dtype=torch.int64), TypeError, "query must be floating point"),
     ],
 )
@@ -135,7 +140,9 @@ def test_group_advantage_is_trls(seed, batch, group):
     rewards = torch.randn(batch, group, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     centred = rewards - rewards.mean(1, keepdim=True)
     torch.testing.assert_close(group_advantage(rewards), centred / (rewards.std(1, keepdim=True) + 1e-4))
-    torch.testing.assert_close(group_advantage(rewards, scale_rewards="batch"), centred / (rewards.std() + 1e-4))
+    torch.testing.assert_close(
+        group_advantage(rewards, scale_rewards="batch"), centred / (rewards.std() + 1e-4)
+    )
     torch.testing.assert_close(group_advantage(rewards, scale_rewards="none"), centred)
 
 

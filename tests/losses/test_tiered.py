@@ -23,7 +23,10 @@ def loop(query, positive, negatives, mask, temperature, num_tiers, threshold=Non
             if used and (threshold is None or between <= threshold):
                 pairs.append((between, torch.cosine_similarity(q, n, dim=0).item() / temperature))
         pairs.sort(reverse=True)
-        tiers = [[s for i, (_, s) in enumerate(pairs) if i * num_tiers // len(pairs) == t] for t in range(num_tiers)]
+        tiers = [
+            [s for i, (_, s) in enumerate(pairs) if i * num_tiers // len(pairs) == t]
+            for t in range(num_tiers)
+        ]
         tiers = [tier for tier in tiers if tier]
         terms = []
         for t, tier in enumerate(tiers[:-1]):

@@ -66,7 +66,9 @@ def test_gradcheck(similarity, bidirectional, masked):
     options = {"similarity": similarity, "bidirectional": bidirectional, "mask": mask if masked else None}
     inputs = [t.requires_grad_() for t in (query, keys, temperature)]
     for function in (infonce, infonce_reference):
-        assert torch.autograd.gradcheck(lambda q, k, t, f=function: f(q, k, labels, temperature=t, **options), inputs)
+        assert torch.autograd.gradcheck(
+            lambda q, k, t, f=function: f(q, k, labels, temperature=t, **options), inputs
+        )
 
 
 @pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
@@ -127,7 +129,9 @@ def test_error_is_below_twice_that_of_plain_pytorch(dtype, bidirectional):
     ours = run(lambda q, k: infonce(q, k, labels, bidirectional=bidirectional), query, keys)
     theirs = run(plain, query, keys)
     exact = run(
-        lambda q, k: infonce_reference(q, k, labels, bidirectional=bidirectional), query.double(), keys.double()
+        lambda q, k: infonce_reference(q, k, labels, bidirectional=bidirectional),
+        query.double(),
+        keys.double(),
     )
     for mine, plain_result, truth in zip(ours, theirs, exact, strict=True):
         assert (mine - truth).abs().max() <= 2 * (plain_result - truth).abs().max() + 1e-6
@@ -214,7 +218,11 @@ def test_compiles_without_graph_break():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"keys": torch.randn(7, 4)}, ValueError, r"query \[B, D\] and keys \[M, D\] expected, got \[4, 5\] and \[7, 4\]"),
+        (
+            {"keys": torch.randn(7, 4)},
+            ValueError,
+            r"query \[B, D\] and keys \[M, D\] expected, got \[4, 5\] and \[7, 4\]",
+        ),
         ({"keys": torch.ones(7, 5, dtype=torch.int64)}, TypeError, "keys must be floating point"),
         ({"labels": torch.tensor([0, 1, 2, 7])}, ValueError, r"0 to 6, got \[0, 1, 2, 7\]"),
         ({"labels": torch.tensor([0, 1, 2, -1])}, ValueError, "labels must be indices into keys"),
@@ -223,7 +231,11 @@ def test_compiles_without_graph_break():
         ({"labels": torch.zeros(4, dtype=torch.int64), "bidirectional": True}, ValueError, "one to one"),
         ({"labels": None, "keys": torch.randn(3, 5)}, ValueError, "needs 4 keys; got 3"),
         ({"mask": torch.ones(4, 7)}, TypeError, "mask must be bool"),
-        ({"mask": torch.ones(7, 4, dtype=torch.bool)}, ValueError, r"mask must have shape \[4, 7\], got \[7, 4\]"),
+        (
+            {"mask": torch.ones(7, 4, dtype=torch.bool)},
+            ValueError,
+            r"mask must have shape \[4, 7\], got \[7, 4\]",
+        ),
         ({"similarity": "euclid"}, ValueError, "similarity must be one of"),
         ({"temperature": 0.0}, ValueError, "temperature must be above 0, got 0.0"),
         ({"temperature": torch.ones(2)}, ValueError, "temperature must be a scalar tensor"),

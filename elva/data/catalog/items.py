@@ -81,7 +81,8 @@ def read_catalog(
         image = _picture(folder, record.get(image_field), f"{where}: {identifier}: {image_field}")
         if image in users:
             raise DataError(
-                f"{where}: {identifier}: {image_field} {image!r} is also that of {users[image]}, expected a picture once"
+                f"{where}: {identifier}: {image_field} {image!r} is also that of {users[image]}, "
+                    "expected every picture once"
             )
         users[image] = where
         alternative = record.get(alt_image_field) if alt_image_field else None

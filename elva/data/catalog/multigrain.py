@@ -36,8 +36,8 @@ def multi_grain_test(context: Context, train: Part, test: Part) -> MultiGrainTes
     """At most ``MAX_QUERIES`` queries of task 0, as many of each number of grains as there are, no two alike in grains.
 
     The pool is all test pictures, and for every grain of a query that no test picture misses alone, a training
-    picture that does (where there is one). Queries with such a neighbour come first, then those whose grains never
-    stand together in training, then those with a neighbour for the most of their grains.
+    picture that does (where there is one). Queries with such a neighbour for the most of their grains come first,
+    among equals those whose grains never stand together in training.
     """
     rng = context.rng("multigrain", test.split)
     everything = GrainIndex([*test.items, *train.items])
@@ -83,9 +83,9 @@ def _subsets(context: Context, items: Sequence[Item], number: int) -> list[Grain
     return list(found)
 
 
-def _merit(grains: Grains, everything: GrainIndex, train: GrainIndex) -> tuple[bool, bool, int]:
+def _merit(grains: Grains, everything: GrainIndex, train: GrainIndex) -> tuple[int, bool]:
     neighbours = sum(bool(everything.violating(grains, value)) for value in grains)
-    return neighbours > 0, not train.satisfying(grains), neighbours
+    return neighbours, not train.satisfying(grains)
 
 
 def _distractors(chosen: Sequence[Grains], train: Part, test: Part, context: Context) -> list[Item]:

@@ -121,6 +121,7 @@ class Vocabulary:
 
     def change(self, old: Value | None, new: Value, rng: random.Random) -> Sentence:
         """A request for the same with ``new`` instead of ``old``, or (None) with ``new`` in addition."""
+        styles: Sequence[str]
         if old is None:
             styles = ADDITIONS if new[0] in self.list_keys else CHANGES
         else:

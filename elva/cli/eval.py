@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from elva.models.encoder import MultimodalEncoder
     from elva.evaluation.results import Results
+    from elva.models.encoder import MultimodalEncoder
 
 Mode = Literal["generative", "direct"]
 

@@ -153,7 +153,8 @@ def _forest(intervals: Sequence[Difference]) -> str:
             f'<tr{sure}><th scope="row">{escape(name)} − {escape(reference)}</th><td>{escape(metric)}</td>'
             f"<td>{_signed(difference)}</td><td>{_signed(low)} to {_signed(high)}</td>"
             f'<td><svg aria-hidden="true"><line class="axis" stroke="currentColor" x1="50%" x2="50%" y1="0" y2="26"/>'
-            f'<line class="range" stroke="currentColor" x1="{left}" x2="{right}" y1="13" y2="13"/><circle cx="{x}" cy="13" r="5"/></svg>'
+            f'<line class="range" stroke="currentColor" x1="{left}" x2="{right}" y1="13" y2="13"/>'
+            f'<circle cx="{x}" cy="13" r="5"/></svg>'
             "</td></tr>"
         )
     columns = ("difference", "metric", "points", "95% interval", f"−{reach} … 0 … +{reach} points")

@@ -107,7 +107,7 @@ def evaluate(
         if query_mode == "generative":
             grains.grains_named = grains_named(grain_summaries, grain_queries)
     return Results(
-        model=str(getattr(encoder, "name_or_path", type(encoder).__name__)),
+        model=_name(encoder),
         directory=str(root),
         split=split,
         pool=pool,
@@ -246,6 +246,11 @@ def _multigrain(rows: list[TaskRow], queries: list[Query]) -> MultiGrain:
         grains=[len(query.grains) for query in queries],
         ranks=[rank for row in ours for rank in row.ranks],
     )
+
+
+def _name(encoder: MultimodalEncoder) -> str:
+    """Where the weights came from, as transformers keeps it; the class where it keeps nothing."""
+    return str(getattr(getattr(encoder, "model", None), "name_or_path", "") or type(encoder).__name__)
 
 
 def _validate(pool: str, query_mode: str, candidate_mode: str, limit: int | None, batch_size: int) -> None:

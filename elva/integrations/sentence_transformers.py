@@ -1,4 +1,4 @@
-"""ELVA's losses for sentence-transformers: ``Loss(model, scale=20.0, ...)`` with columns anchor, positive, negative_1 ...
+"""ELVA's losses for sentence-transformers: ``Loss(model, scale=20.0, ...)``; columns anchor, positive, negative_1 ...
 
 Every positive and every hard negative of the batch is a candidate of every anchor, as in that library's
 ``MultipleNegativesRankingLoss``. Use ``BatchSamplers.NO_DUPLICATES``, or a ``false_negative_threshold``, where one
@@ -163,7 +163,7 @@ class ELVALoss(_BatchLoss):
 
 
 class TieredRankingLoss(_BatchLoss):
-    """``infonce_weight * InfoNCE + L_tier`` over all candidates of the batch; see :class:`elva.losses.TieredRankingLoss`.
+    """``infonce_weight * InfoNCE + L_tier`` over the batch; see :class:`elva.losses.TieredRankingLoss`.
 
     ``L_tier`` orders the negatives and never sees the positive's score, so InfoNCE is part of it here by default.
 

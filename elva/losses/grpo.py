@@ -16,8 +16,8 @@ class GRPOLoss(nn.Module):
 
     averaged over the tokens of a completion, then over completions (TRL's ``loss_type="grpo"``); or, with
     ``max_completion_length``, summed over them and divided by that constant (``"dr_grpo"``), which weights every
-    sampled token alike and makes the loss's gradient that of E[R] up to a constant. The loss maximises E[R] through the sampled
-    tokens only; the second path, through the embedding, is not part of it (PAPER.md, "What it leaves open").
+    sampled token alike and makes the loss's gradient that of E[R] up to a constant. The loss maximises E[R] through
+    the sampled tokens only; the path through the embedding is not part of it (PAPER.md, "What it leaves open").
 
     Args:
         beta: weight of the KL penalty, >= 0; the reference is needed when it is above 0.
@@ -144,5 +144,5 @@ class GRPOLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"beta={self.beta}, epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, "
-            f"scale_rewards={self.scale_rewards!r}"
+            f"scale_rewards={self.scale_rewards!r}, max_completion_length={self.max_completion_length}"
         )

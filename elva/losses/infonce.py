@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from elva.ops.infonce import SIMILARITIES, infonce
+from elva.ops.infonce import infonce
+from elva.ops.infonce_check import SIMILARITIES
 
 
 class InfoNCELoss(nn.Module):
@@ -28,7 +29,7 @@ class InfoNCELoss(nn.Module):
         >>> loss = InfoNCELoss(temperature=1.0)
         >>> loss(torch.eye(2), torch.eye(2))  # log(1 + exp(-1))
         tensor(0.3133)
-        >>> loss(torch.eye(2), torch.eye(2), key_ids=torch.tensor([7, 7]))  # key 1 is a copy of key 0: nothing to tell apart
+        >>> loss(torch.eye(2), torch.eye(2), key_ids=torch.tensor([7, 7]))  # copies of one item: nothing to tell apart
         tensor(0.)
     """
 
@@ -98,8 +99,16 @@ class InfoNCELoss(nn.Module):
             mask = known if mask is None else mask & known
         if negatives is not None:
             keys, mask = _append(keys, negatives, mask, batch)
-        options = {"temperature": self.temperature, "similarity": self.similarity}
-        return infonce(query, keys, labels, bidirectional=self.bidirectional, mask=mask, **options).mean()
+        losses = infonce(
+            query,
+            keys,
+            labels,
+            temperature=self.temperature,
+            similarity=self.similarity,
+            bidirectional=self.bidirectional,
+            mask=mask,
+        )
+        return losses.mean()
 
     def extra_repr(self) -> str:
         learnable = self.log_temperature is not None

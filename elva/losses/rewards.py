@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +117,7 @@ def margin_reward(
     return reward_of_rows(rows, delta=delta).margin.reshape(rows.leading)
 
 
-def reward_of_rows(rows: Rows, **options: float | bool) -> RankReward:
+def reward_of_rows(rows: Rows, **options: Any) -> RankReward:
     """The fused operator on flattened rows; every result holds R elements (times candidates)."""
     # Shared negatives are the operator's "rollouts of one query" layout: R rollouts, one set of candidates.
     lead = 0 if rows.shared else 1

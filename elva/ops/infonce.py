@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SIMILARITIES = ("cosine", "dot")
+from elva.ops.infonce_check import check_arguments, label_values
 
 
 def inverse_norm(vectors: Tensor) -> Tensor:
-    """``1 / |x|`` over the last dimension (kept, size 1); 0 for a zero vector, so that its cosine and gradient are 0."""
+    """``1 / |x|`` over the last dimension (kept, size 1); 0 for a zero vector: its cosine and gradient are then 0."""
     norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     usable = norm > torch.finfo(norm.dtype).tiny
     return torch.where(usable, 1 / torch.where(usable, norm, 1), 0)
@@ -38,8 +38,8 @@ def infonce_reference(
     mask: Tensor | None = None,
 ) -> Tensor:
     """Plain PyTorch definition of :func:`infonce`; same arguments, same result, B x M scores kept by autograd."""
-    _check_arguments(query, keys, labels, temperature, similarity, mask)
-    positives = _label_values(query, keys, labels, bidirectional)
+    check_arguments(query, keys, labels, temperature, similarity, mask)
+    positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
     dtype = accumulation_dtype(query, keys)
     with torch.autocast(query.device.type, enabled=False):
@@ -93,7 +93,7 @@ def infonce(
         >>> infonce(queries, keys, temperature=1.0)  # log(e + 2) - 1 for each of them
         tensor([0.5514, 0.5514, 0.5514])
     """
-    _check_arguments(query, keys, labels, temperature, similarity, mask)
+    check_arguments(query, keys, labels, temperature, similarity, mask)
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=accumulation_dtype(query, keys), device=query.device)
     return _infonce(query, keys, temperature, labels, mask, similarity, bidirectional)[0]
@@ -110,7 +110,7 @@ def _infonce(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses ``[B]`` and what the backward needs: log-sum-exp of each row ``[B]`` and of each positive's column."""
-    positives = _label_values(query, keys, labels, bidirectional)
+    positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
     q, k = _operands(query, keys, allowed, similarity)
     scores = _scores(q, k, temperature)
@@ -155,7 +155,7 @@ def _infonce_backward(
     need_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, keys (an empty tensor where not needed) and temperature."""
-    positives = _label_values(query, keys, labels, bidirectional)
+    positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
     q, k = _operands(query, keys, allowed, similarity)
     scores = _scores(q, k, temperature)
@@ -250,68 +250,3 @@ def _allowed(mask: Tensor | None, positives: Tensor) -> Tensor | None:
 def _without_unused(keys: Tensor, allowed: Tensor | None) -> Tensor:
     # A probability of 0 does not neutralise a NaN: 0 * NaN would still reach the gradient of every query.
     return keys if allowed is None else torch.where(allowed.any(dim=0)[:, None], keys, 0)
-
-
-def _label_values(query: Tensor, keys: Tensor, labels: Tensor | None, one_to_one: bool) -> Tensor:
-    count = keys.shape[0]
-    if labels is None:
-        return torch.arange(query.shape[0], device=query.device)
-    if labels.numel() == 0:
-        return labels
-    _require(
-        ((labels >= 0) & (labels < count)).all(),
-        f"labels must be indices into keys, 0 to {count - 1}",
-        labels,
-    )
-    if one_to_one:
-        ordered = labels.sort().values
-        _require(
-            (ordered[1:] != ordered[:-1]).all(),
-            "labels must be one to one with bidirectional=True: each key the positive of at most one query",
-            labels,
-        )
-    return labels
-
-
-def _require(condition: Tensor, message: str, labels: Tensor) -> None:
-    if labels.device.type != "cpu":
-        torch._assert_async(
-            condition, message
-        )  # raises on the device; reading the answer here would stall it
-    elif not condition:
-        raise ValueError(f"{message}, got {labels.tolist()}")
-
-
-def _check_arguments(
-    query: Tensor,
-    keys: Tensor,
-    labels: Tensor | None,
-    temperature: float | Tensor,
-    similarity: str,
-    mask: Tensor | None,
-) -> None:
-    if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
-        raise ValueError(
-            f"query [B, D] and keys [M, D] expected, got {list(query.shape)} and {list(keys.shape)}"
-        )
-    for name, tensor in (("query", query), ("keys", keys)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-    rows, count = query.shape[0], keys.shape[0]
-    if labels is None and count < rows:
-        raise ValueError(f"labels=None takes key i for query i, which needs {rows} keys; got {count}")
-    if labels is not None and labels.shape != (rows,):
-        raise ValueError(f"labels must have shape [{rows}], got {list(labels.shape)}")
-    if labels is not None and labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
-    if mask is not None and mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool (True = the key counts), got {mask.dtype}")
-    if mask is not None and mask.shape != (rows, count):
-        raise ValueError(f"mask must have shape [{rows}, {count}], got {list(mask.shape)}")
-    if similarity not in SIMILARITIES:
-        raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
-    if isinstance(temperature, Tensor):
-        if temperature.ndim != 0:
-            raise ValueError(f"temperature must be a scalar tensor, got shape {list(temperature.shape)}")
-    elif not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")

@@ -27,7 +27,9 @@ def define(schema: str) -> None:
     _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
 
 
-def implement(name: str, function: Callable[..., Any], dispatch_key: str = "CompositeExplicitAutograd") -> None:
+def implement(
+    name: str, function: Callable[..., Any], dispatch_key: str = "CompositeExplicitAutograd"
+) -> None:
     """Register `function` as the implementation of ``elva::name`` for a dispatch key.
 
     The default key is the fallback: it answers on every device that has no implementation of its own.

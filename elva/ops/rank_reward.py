@@ -92,7 +92,17 @@ def rank_reward(
     check_tensors(query, positive, negatives, mask)
     check_options(delta, gamma, alpha, epsilon, log_base)
     outputs = torch.ops.elva.rank_reward.default(
-        query, positive, negatives, mask, delta, gamma, normalize_gamma, alpha, epsilon, log_base, clamp_negative_weight
+        query,
+        positive,
+        negatives,
+        mask,
+        delta,
+        gamma,
+        normalize_gamma,
+        alpha,
+        epsilon,
+        log_base,
+        clamp_negative_weight,
     )
     return RankReward(*outputs)
 
@@ -202,7 +212,9 @@ def _weights(
     return rank, margin_weight, ranking_weight
 
 
-def _composite(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any) -> RankReward:
+def _composite(
+    query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
+) -> RankReward:
     """The operator where no kernel is registered for the device."""
     if query.device.type == "cpu":
         library.warn_without_native()
@@ -262,7 +274,9 @@ def _composite_backward(
     return dense[0], dense[1], dense[2]
 
 
-def _triton(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any) -> RankReward:
+def _triton(
+    query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
+) -> RankReward:
     """The operator on CUDA devices. float64 is for checks, not for speed, so it has no kernel."""
     if query.dtype == torch.float64:
         return _composite(query, positive, negatives, mask, *options)
@@ -282,7 +296,9 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return backward(*arguments)
 
 
-def _fake(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any) -> RankReward:
+def _fake(
+    query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
+) -> RankReward:
     check_tensors(query, positive, negatives, mask)
     dtype = torch.promote_types(query.dtype, torch.float32)
     rows = tuple(query.shape[:2])
@@ -297,7 +313,11 @@ def _fake(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | Non
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     query, positive, negatives = arguments[4:7]
-    return query.new_empty(query.shape), positive.new_empty(positive.shape), negatives.new_empty(negatives.shape)
+    return (
+        query.new_empty(query.shape),
+        positive.new_empty(positive.shape),
+        negatives.new_empty(negatives.shape),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -321,7 +341,9 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """Second derivatives, for gradient penalties and the like: rare, so autograd through the closed form."""
     saved = [tensor if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
-    inputs = [tensor.requires_grad_() for tensor in saved if tensor is not None and tensor.is_floating_point()]
+    inputs = [
+        tensor.requires_grad_() for tensor in saved if tensor is not None and tensor.is_floating_point()
+    ]
     with torch.enable_grad():
         gradients = _composite_backward(*saved, *ctx.options)
     found = list(torch.autograd.grad(gradients, inputs, grads))

@@ -23,23 +23,20 @@ def check_tensors(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tens
         if other is not None and other.device != query.device:
             raise ValueError(f"{name} is on {other.device}; expected the device of query, {query.device}")
 
-    if query.dim() != 3:
-        raise ValueError(f"query has shape {_shape(query)}; expected [B, G, D] (queries, rollouts, width)")
+    if query.dim() != 3 or query.shape[2] == 0:
+        raise ValueError(
+            f"query has shape {_shape(query)}; expected [B, G, D] (queries, rollouts, width > 0)"
+        )
     batch, groups, dim = query.shape
-    if positive.dim() != 3 or positive.shape[0] != batch or positive.shape[2] != dim:
+    if not (positive.dim() == 3 and _rows_fit(positive, batch, groups) and positive.shape[2] == dim):
         raise ValueError(_mismatch("positive", positive, "[B, G, D] or [B, 1, D]", query))
-    if negatives.dim() != 4 or negatives.shape[0] != batch or negatives.shape[3] != dim:
-        raise ValueError(_mismatch("negatives", negatives, "[B, G, N, D] or [B, 1, N, D]", query))
-    if positive.shape[1] not in (1, groups):
-        raise ValueError(_mismatch("positive", positive, "[B, G, D] or [B, 1, D]", query))
-    if negatives.shape[1] not in (1, groups):
+    if not (negatives.dim() == 4 and _rows_fit(negatives, batch, groups) and negatives.shape[3] == dim):
         raise ValueError(_mismatch("negatives", negatives, "[B, G, N, D] or [B, 1, N, D]", query))
     if mask is None:
         return
-    if mask.dim() != 3 or mask.shape[0] != batch or mask.shape[2] != negatives.shape[2]:
-        raise ValueError(_mismatch("mask", mask, f"[B, G, {negatives.shape[2]}] or [B, 1, N]", query))
-    if mask.shape[1] not in (1, groups):
-        raise ValueError(_mismatch("mask", mask, f"[B, G, {negatives.shape[2]}] or [B, 1, N]", query))
+    count = negatives.shape[2]
+    if not (mask.dim() == 3 and _rows_fit(mask, batch, groups) and mask.shape[2] == count):
+        raise ValueError(_mismatch("mask", mask, f"[B, G, N] or [B, 1, N] with N = {count}", query))
 
 
 def check_options(delta: float, gamma: float, alpha: float, epsilon: float, log_base: float) -> None:
@@ -49,6 +46,10 @@ def check_options(delta: float, gamma: float, alpha: float, epsilon: float, log_
             raise ValueError(f"{name} is {value}; expected a finite number")
     if not (math.isfinite(log_base) and log_base > 1):
         raise ValueError(f"log_base is {log_base}; expected a finite number above 1")
+
+
+def _rows_fit(tensor: Tensor, batch: int, groups: int) -> bool:
+    return tensor.shape[0] == batch and tensor.shape[1] in (1, groups)
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -47,7 +47,9 @@ def similarities_kernel(
         inside = d < dim
         q = tl.load(query_ptr + d, mask=inside, other=0.0).to(tl.float32)
         # The positive goes through the same sum as the negatives, so that equal vectors tie exactly.
-        c = tl.load(rows_ptr[:, None] + d[None, :], mask=is_negative[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        c = tl.load(
+            rows_ptr[:, None] + d[None, :], mask=is_negative[:, None] & inside[None, :], other=0.0
+        ).to(tl.float32)
         p = tl.load(positive_ptr + d, mask=inside, other=0.0).to(tl.float32)
         c = tl.where(is_positive[:, None], p[None, :], c)
         product += tl.sum(q[None, :] * c, axis=1)
@@ -74,7 +76,9 @@ def inverse_norms_kernel(
     squared = tl.zeros([BLOCK_R], tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        v = tl.load(rows_ptr[:, None] + d[None, :], mask=used[:, None] & (d < dim)[None, :], other=0.0).to(tl.float32)
+        v = tl.load(rows_ptr[:, None] + d[None, :], mask=used[:, None] & (d < dim)[None, :], other=0.0).to(
+            tl.float32
+        )
         squared += tl.sum(v * v, axis=1)
     tl.store(inverse_ptr + row, _inverse(squared), mask=row < rows)
 
@@ -102,11 +106,15 @@ def candidate_gradients_kernel(
         pull += weight * tl.load(similarities_ptr + cell, mask=here, other=0.0)
         weight *= tl.load(query_inverse_ptr + query_row, mask=here, other=0.0)
         queries = query_ptr + b * query_stride_b + rollout * query_stride_g
-        q = tl.load(queries[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        q = tl.load(queries[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(
+            tl.float32
+        )
         toward_queries += weight[:, None] * q
     candidates = candidates_ptr + b * stride_b + g * stride_g + n * stride_n
     used = here & (inverse != 0)
-    c = tl.load(candidates[:, None] + d[None, :], mask=used[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    c = tl.load(candidates[:, None] + d[None, :], mask=used[:, None] & inside[None, :], other=0.0).to(
+        tl.float32
+    )
     gradient = inverse[:, None] * (toward_queries - (pull * inverse)[:, None] * c)
     tl.store(
         grad_ptr + row[:, None] * dim + d[None, :],
@@ -135,7 +143,9 @@ def query_gradients_kernel(
 
     weight = tl.load(weights_ptr)
     pull = weight * tl.load(similarities_ptr)
-    p = tl.load(positive_ptr + b * positive_stride_b + g * positive_stride_g + d, mask=inside, other=0.0).to(tl.float32)
+    p = tl.load(positive_ptr + b * positive_stride_b + g * positive_stride_g + d, mask=inside, other=0.0).to(
+        tl.float32
+    )
     toward_candidates = weight * tl.load(positive_inverse_ptr + positive_row) * p
     for start in range(0, columns - 1, BLOCK_C):
         n = start + tl.arange(0, BLOCK_C)
@@ -146,9 +156,13 @@ def query_gradients_kernel(
         here = here & (weights != 0)
         weights *= tl.load(negative_inverse_ptr + negative_row + n, mask=here, other=0.0)
         rows_ptr = negatives_ptr + n.to(tl.int64) * negatives_stride_n
-        c = tl.load(rows_ptr[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(tl.float32)
+        c = tl.load(rows_ptr[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(
+            tl.float32
+        )
         toward_candidates += tl.sum(weights[:, None] * c, axis=0)
     inverse = tl.load(query_inverse_ptr + row)
-    q = tl.load(query_ptr + b * query_stride_b + g * query_stride_g + d, mask=inside, other=0.0).to(tl.float32)
+    q = tl.load(query_ptr + b * query_stride_b + g * query_stride_g + d, mask=inside, other=0.0).to(
+        tl.float32
+    )
     gradient = inverse * (toward_candidates - pull * inverse * q)
     tl.store(grad_ptr + row * dim + d, gradient.to(grad_ptr.dtype.element_ty), mask=inside)

@@ -42,7 +42,17 @@ def _summarise(
 
 
 @triton.jit
-def _ranks(similarities_ptr, mask_ptr, n, s, positive, count, mask_stride_n, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr):
+def _ranks(
+    similarities_ptr,
+    mask_ptr,
+    n,
+    s,
+    positive,
+    count,
+    mask_stride_n,
+    HAS_MASK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Ranks of the negatives n, which have similarities s, among all candidates."""
     rank = 1 + (positive > s).to(tl.int32)
     for start in range(0, count, BLOCK):
@@ -85,14 +95,18 @@ def rewards_kernel(
     row = tl.program_id(0).to(tl.int64)
     similarities_ptr += row * (count + 1)
     mask_ptr += row // rollouts * mask_stride_b + row % rollouts * mask_stride_g
-    positive, rank, hardest, _, total = _summarise(similarities_ptr, mask_ptr, count, mask_stride_n, HAS_MASK, BLOCK)
+    positive, rank, hardest, _, total = _summarise(
+        similarities_ptr, mask_ptr, count, mask_stride_n, HAS_MASK, BLOCK
+    )
     scale = _scale(gamma, inverse_log_base, total, NORMALIZE, BLOCK)
     ranking = positive / (1 + tl.log(rank.to(tl.float32)) * inverse_log_base)
     for start in range(0, count, BLOCK):
         n = start + tl.arange(0, BLOCK)
         s, used = _load(similarities_ptr, mask_ptr, n, count, mask_stride_n, HAS_MASK)
         k = _ranks(similarities_ptr, mask_ptr, n, s, positive, count, mask_stride_n, HAS_MASK, BLOCK)
-        ranking += tl.sum(tl.where(used, s * _negative_weight(k, scale, inverse_log_base, CLAMP), 0.0), axis=0)
+        ranking += tl.sum(
+            tl.where(used, s * _negative_weight(k, scale, inverse_log_base, CLAMP), 0.0), axis=0
+        )
     margin = tl.where(total > 0, tl.maximum(positive - hardest - delta, 0.0), 0.0)
     # Maxima drop NaN; the sum keeps it.
     margin = tl.where(ranking == ranking, margin, ranking)

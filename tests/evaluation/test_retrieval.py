@@ -193,10 +193,11 @@ def test_real_encoder_in_both_modes(root: Path) -> None:
 
     encoder = create(["Find the picture.", "a small red shape", "a large blue shape"], image_size=32)
     generative, direct = (
-        evaluate(encoder, root, query_mode=mode, limit=2) for mode in ("generative", "direct")
+        evaluate(encoder, root, query_mode=mode, limit=2, tasks=["toys_multigrain"])
+        for mode in ("generative", "direct")
     )
     for results in (generative, direct):
-        assert [row.num_queries for row in results.rows] == [2, 2, 2]
+        assert [row.num_queries for row in results.rows] == [2]
         assert results.multigrain is not None
         assert all(1 <= rank <= 8 for rank in results.multigrain.ranks)
         assert results.multigrain.grain_distance is not None

@@ -6,9 +6,6 @@ import json
 
 import pytest
 import torch
-
-sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
-
 from datasets import Dataset
 from sentence_transformers import (
     SentenceTransformer,

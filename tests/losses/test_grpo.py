@@ -62,6 +62,18 @@ def test_rewards_become_advantages(scale_rewards):
     torch.testing.assert_close(loss(logps, rewards, mask, old, ref), expected)
 
 
+def test_a_constant_length_weights_every_token_alike():
+    logps, advantages, mask, old, ref = problem(8)
+    token_sums = mask.sum(1) * torch.tensor(
+        [
+            loop(*(t[r : r + 1] for t in (logps, advantages, mask, old, ref)), 0.2, 0.2, 0.2)
+            for r in range(len(logps))
+        ]
+    )
+    loss = GRPOLoss(max_completion_length=7)(logps, advantages, mask, old, ref)
+    assert loss.item() == pytest.approx((token_sums / 7).mean().item(), abs=1e-6)
+
+
 def test_gradcheck():
     logps, advantages, mask, old, ref = problem(2)
     loss = GRPOLoss()
@@ -156,6 +168,7 @@ def test_bad_input_is_named(change, message):
         ({"epsilon": 1.0}, "epsilon must be between 0 and 1"),
         ({"epsilon_high": 0.0}, "epsilon_high must be above 0"),
         ({"scale_rewards": "std"}, "scale_rewards must be one of"),
+        ({"max_completion_length": 0}, "max_completion_length must be at least 1, got 0"),
     ],
 )
 def test_bad_construction_is_named(options, message):

@@ -22,7 +22,8 @@ PROBE = """
 import json, sys
 import elva.losses
 from elva.losses import InfoNCELoss, ELVALoss, GRPOLoss, elva_reward
-print(json.dumps([sorted({name.partition(".")[0] for name in sys.modules}), [n for n in sys.modules if n.startswith("elva")]]))
+packages = sorted({name.partition(".")[0] for name in sys.modules})
+print(json.dumps([packages, [name for name in sys.modules if name.startswith("elva")]]))
 """
 
 

@@ -141,12 +141,13 @@ def test_half_precision(dtype):
     )
 
 
-def test_compiles_without_graph_break():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_without_graph_break(backend):
     query, keys = (t.float().requires_grad_() for t in problem(10))
     loss = InfoNCELoss(learnable_temperature=True, bidirectional=True)
     options = {"query_ids": torch.tensor([0, 1, 2, 0]), "key_ids": torch.tensor([0, 1, 2, 3, 0, 1])}
     expected = torch.autograd.grad(loss(query, keys, **options), [query, keys, loss.log_temperature])
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     actual = torch.autograd.grad(compiled(query, keys, **options), [query, keys, loss.log_temperature])
     torch.testing.assert_close(actual, expected)
 

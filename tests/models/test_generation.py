@@ -96,9 +96,9 @@ def test_a_generator_makes_it_repeatable(tiny_encoder):
     ("sampling", "expected"),
     [
         (Sampling(True), [0.5, 0.25, 0.15, 0.1]),
-        (Sampling(True, top_k=2), [2 / 3, 1 / 3, 0, 0]),
-        (Sampling(True, top_p=0.6), [2 / 3, 1 / 3, 0, 0]),
-        (Sampling(True, top_p=0.1), [1, 0, 0, 0]),
+        (Sampling(True, top_k=2), [2 / 3, 1 / 3, 0.0, 0.0]),
+        (Sampling(True, top_p=0.6), [2 / 3, 1 / 3, 0.0, 0.0]),
+        (Sampling(True, top_p=0.1), [1.0, 0.0, 0.0, 0.0]),
         (Sampling(True, temperature=0.5), [p * p / 0.345 for p in (0.5, 0.25, 0.15, 0.1)]),
     ],
 )

@@ -109,7 +109,7 @@ def test_agrees_with_the_reference(rows, extra, width, seed, similarity, bidirec
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_error_is_below_twice_that_of_plain_pytorch(dtype, bidirectional):
-    query, keys, labels, mask = problem(3, rows=33, count=70, width=19, dtype=dtype)
+    query, keys, labels, _ = problem(3, rows=33, count=70, width=19, dtype=dtype)
 
     def plain(q, k):
         scores = torch.nn.functional.normalize(q, dim=1) @ torch.nn.functional.normalize(k, dim=1).T / 0.05

@@ -5,15 +5,21 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from elva.data.catalog.items import Grains, Item, Value
+from elva.data.catalog.items import Grains, Value
+
+
+class HasGrains(Protocol):
+    @property
+    def grains(self) -> Grains: ...
 
 
 class GrainIndex:
     """Inverted lists from grain values to positions in ``items``."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
-        self.items = items
+    def __init__(self, items: Sequence[HasGrains]) -> None:
+        self._size = len(items)
         self._having: dict[Value, set[int]] = defaultdict(set)
         self._equal: dict[Grains, list[int]] = defaultdict(list)
         for position, item in enumerate(items):
@@ -47,4 +53,4 @@ class GrainIndex:
 
     def _all(self, grains: Iterable[Value]) -> set[int]:
         lists = sorted((self._having.get(value, set()) for value in grains), key=len)
-        return set.intersection(*lists) if lists else set(range(len(self.items)))
+        return set.intersection(*lists) if lists else set(range(self._size))

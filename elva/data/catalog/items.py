@@ -82,7 +82,7 @@ def read_catalog(
         if image in users:
             raise DataError(
                 f"{where}: {identifier}: {image_field} {image!r} is also that of {users[image]}, "
-                    "expected every picture once"
+                "expected every picture once"
             )
         users[image] = where
         alternative = record.get(alt_image_field) if alt_image_field else None
@@ -176,7 +176,9 @@ def _spoken(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else ""
+        if not math.isfinite(value):
+            return ""
+        return str(int(value) if value.is_integer() else value)
     return spoken_key(str(value)) if value is not None else ""
 
 

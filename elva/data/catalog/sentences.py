@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from elva.data.catalog.items import Grains, Item, Value, spoken_key
@@ -78,6 +79,7 @@ class Sentence(NamedTuple):
 class Phrase(NamedTuple):
     text: str
     grain: Value
+    with_key: bool = False
 
 
 class Vocabulary:
@@ -100,24 +102,27 @@ class Vocabulary:
         if not named:
             return Phrase(value, grain)
         key = spoken_key(key)
-        return Phrase(f"{key} {value}" if rng.random() < 0.5 else f"{value} {key}", grain)
+        return Phrase(f"{key} {value}" if rng.random() < 0.5 else f"{value} {key}", grain, with_key=True)
 
     def describe(
         self, grains: Grains, styles: Sequence[Style], rng: random.Random, lead: str = ""
     ) -> Sentence:
         """A sentence in one of the styles that names all the grains; ``lead`` stands before it."""
-        style = rng.choice(styles)
         keys = [key for key in self.keys if any(grain[0] == key for grain in grains)]
         rng.shuffle(keys)
-        groups = []
+        phrases = []
         for key in keys:
             values = sorted(grain for grain in grains if grain[0] == key)
             rng.shuffle(values)
-            groups.append([self.phrase(value, rng) for value in values])
-        parts = _row(groups) if style.joined == ROW else _enumeration([p for group in groups for p in group])
-        first = next(part.text for part in parts if isinstance(part, Phrase))
-        before = style.before.replace("{a}", "an" if first[:1].lower() in tuple("aeiou") else "a")
-        return assemble([lead, before, *parts, style.after])
+            phrases += [self.phrase(value, rng) for value in values]
+        plain = [phrase for phrase in phrases if not phrase.with_key]
+        style = rng.choice([style for style in styles if plain or style.joined == LIST])
+        if style.joined == LIST:
+            return assemble([lead, style.before, *_enumeration(phrases), style.after])
+        before = style.before.replace("{a}", "an" if plain[0].text[0].lower() in "aeiou" else "a")
+        # "a gender woman yellow picture" is not said; "a yellow picture with gender woman" is.
+        keyed = _enumeration([phrase for phrase in phrases if phrase.with_key])
+        return assemble([lead, before, *_row(plain), style.after, *([" with ", *keyed] if keyed else [])])
 
     def change(self, old: Value | None, new: Value, rng: random.Random) -> Sentence:
         """A request for the same with ``new`` instead of ``old``, or (None) with ``new`` in addition."""
@@ -175,11 +180,12 @@ def assemble(parts: Iterable[str | Phrase]) -> Sentence:
     return Sentence(text, tuple(grains))
 
 
-def _row(groups: Sequence[Sequence[Phrase]]) -> list[str | Phrase]:
-    """Groups side by side as adjectives are: ``yellow and red animal mammal``."""
+def _row(phrases: Sequence[Phrase]) -> list[str | Phrase]:
+    """Phrases side by side as adjectives are, those of one key enumerated: ``yellow and red animal mammal``."""
     parts: list[str | Phrase] = []
-    for group in groups:
-        parts += [" ", *_enumeration(group)] if parts else _enumeration(group)
+    for _, group in groupby(phrases, key=lambda phrase: phrase.grain[0]):
+        parts += [" "] if parts else []
+        parts += _enumeration(list(group))
     return parts
 
 

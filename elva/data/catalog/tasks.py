@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import zip_longest
 
 from elva.data.catalog.context import DATASET, Context, Part, TaskData, random_subset
@@ -25,17 +25,15 @@ def by_attributes(context: Context, part: Part, task_id: int) -> TaskData:
     """Tasks 0 and 2: an English sentence with some of an item's grains → every item that has all of them."""
     rng = context.rng(f"task{task_id}", part.split)
     candidate_of = candidates(context, part, task_id)
+    draws, most_wordings = (TRAIN_DRAWS, TRAIN_WORDINGS) if part.split == "train" else (1, 1)
     wordings: dict[Grains, set[str]] = defaultdict(set)
     queries = []
     for position, item in enumerate(part.items):
-        draws = TRAIN_DRAWS if part.split == "train" else 1
         for _ in range(draws if item.grains and position in candidate_of else 0):
             size = rng.randint(1, min(MAX_QUERY_GRAINS, len(item.grains)))
             grains = random_subset(item.grains, size, rng)
             sentence = context.vocabulary.describe(grains, QUERIES, rng)
-            if sentence.text in wordings[grains] or len(wordings[grains]) == (
-                TRAIN_WORDINGS if draws > 1 else 1
-            ):
+            if sentence.text in wordings[grains] or len(wordings[grains]) == most_wordings:
                 continue
             wordings[grains].add(sentence.text)
             positives = [candidate_of[p] for p in part.index.satisfying(grains) if p in candidate_of]
@@ -74,8 +72,7 @@ def candidates(context: Context, part: Part, task_id: int) -> dict[int, Candidat
     """The candidates of an image task (picture, or picture and label) by the position of their item."""
     if task_id in (2, 8):
         return {p: context.pair(item) for p, item in enumerate(part.items) if context.label(item)}
-    make: Callable[[Item], Candidate] = context.image
-    return {position: make(item) for position, item in enumerate(part.items)}
+    return {position: context.image(item) for position, item in enumerate(part.items)}
 
 
 def hard_negatives(

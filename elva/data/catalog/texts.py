@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from elva.data.catalog.context import DATASET, Context, Part, TaskData, random_subset
+from elva.data.catalog.index import GrainIndex
 from elva.data.catalog.items import Grains, Item
 from elva.data.catalog.sentences import CAPTIONS, STATEMENTS, Sentence, question, short_text
 from elva.data.mbeir import Candidate, Query
@@ -33,35 +34,38 @@ class Caption:
 def text_to_text(context: Context, part: Part) -> TaskData:
     """Task 1: for half of the items name → sentence of attributes, for the others sentence → text.
 
-    The name is answered by every sentence that is true of an item of that name; the sentence by every text of an
-    item it is true of, and by every sentence that says all of it. An item has either its sentence or its text
-    in the pool, so that no name is asked for beside its own repetition.
+    The name is answered by every sentence or text that is true of an item of that name; the sentence by every text
+    of an item it is true of, and by every sentence that says all of it. An item has either its sentence or its
+    text in the pool, so that no name is asked for beside its own repetition.
     """
     rng = context.rng("task1", part.split)
-    asked: list[tuple[Item, Sentence, Grains]] = []
-    captions: dict[str, Caption] = {}
-    told: list[tuple[Item, str]] = []
-    for item in part.items:
-        if not (item.text or item.name) or not item.grains:
+    asked: list[tuple[str, Sentence, Grains]] = []
+    statements: list[Caption] = []
+    told: dict[int, str] = {}
+    for position, item in enumerate(part.items):
+        if not item.name or not item.grains:
             continue
         grains = random_subset(item.grains, rng.randint((len(item.grains) + 1) // 2, len(item.grains)), rng)
         sentence = context.vocabulary.describe(grains, STATEMENTS, rng)
         if rng.random() < 0.5:
-            captions.setdefault(sentence.text, Caption(sentence.text, grains=grains))
-            asked.append((item, Sentence(item.name, ()), frozenset()))
+            statements.append(Caption(sentence.text, grains=grains))
+            asked.append((item.name, Sentence(item.name, ()), frozenset()))
         else:
-            told.append((item, context.label(item)))
-            asked.append((item, sentence, grains))
-    pool = {text: context.text(text) for text in [*captions, *(text for _, text in told)]}
+            told[position] = context.label(item)
+            asked.append(("", sentence, grains))
+    true_of = _true_of(part, statements)
+    for position, text in told.items():
+        true_of[position].append(text)
+    named = _by_name(part)
+    entailing = GrainIndex(statements)
+    pool = {text: context.text(text) for text in [*(c.text for c in statements), *told.values()]}
     queries = []
-    for item, sentence, grains in asked:
-        if grains:
-            found = [text for other, text in told if grains <= other.grains]
-            found += [caption.text for caption in captions.values() if grains <= caption.grains]
+    for name, sentence, grains in asked:
+        if name:
+            found = [text for position in named[name.casefold()] for text in true_of[position]]
         else:
-            named = [other for other in part.items if other.name.casefold() == item.name.casefold()]
-            found = [c.text for c in captions.values() if any(c.grains <= other.grains for other in named)]
-            found += [text for other, text in told if other in named]
+            found = [told[position] for position in part.index.satisfying(grains) if position in told]
+            found += [statements[position].text for position in entailing.satisfying(grains)]
         queries.append(context.query(1, [pool[text] for text in dict.fromkeys(found)], sentence=sentence))
     return TaskData(DATASET, 1, queries, list(pool.values()))
 
@@ -73,30 +77,15 @@ def image_to_text(context: Context, part: Part) -> TaskData:
     they are what the captioner learns from. The item's own captions are the first positives.
     """
     rng = context.rng("task3", part.split)
-    captions: dict[str, Caption] = {}
     own: list[list[str]] = []
+    captions: dict[Caption, None] = {}
     listed: set[Grains] = set()
     for item in part.items:
         made = list(_captions(context, part.split, item, listed, rng))
-        for caption in made:
-            captions.setdefault(caption.text, caption)
-        own.append([caption.text for caption in made if captions[caption.text] == caption])
-    true_of: list[list[str]] = [[] for _ in part.items]
-    named: dict[str, list[int]] = defaultdict(list)
-    texts: dict[str, list[int]] = defaultdict(list)
-    for position, item in enumerate(part.items):
-        named[item.name.casefold()].append(position)
-        texts[short_text(item.text)].append(position)
-    for caption in captions.values():
-        if caption.of_text:
-            positions = texts[caption.text]
-        elif caption.name:
-            positions = [p for p in named[caption.name.casefold()] if caption.grains <= part.items[p].grains]
-        else:
-            positions = part.index.satisfying(caption.grains)
-        for position in positions:
-            true_of[position].append(caption.text)
-    pool = {text: context.text(text) for text in captions}
+        captions.update(dict.fromkeys(made))
+        own.append([caption.text for caption in made])
+    true_of = _true_of(part, captions)
+    pool = {caption.text: context.text(caption.text) for caption in captions}
     queries = [
         context.query(3, [pool[text] for text in dict.fromkeys(own[p] + true_of[p])], image=item.image)
         for p, item in enumerate(part.items)
@@ -164,11 +153,37 @@ def _captions(
             text = context.vocabulary.describe(grains, CAPTIONS, rng, lead=item.name).text
         yield Caption(text, item.name, grains)
     if item.grains:
-        size = rng.randint(min(2, len(item.grains)), len(item.grains))
+        size = rng.randint(min(3, len(item.grains)), len(item.grains))
         grains = random_subset(item.grains, size, rng)
         if grains not in listed:
             listed.add(grains)
             yield Caption(context.vocabulary.describe(grains, STATEMENTS, rng).text, grains=grains)
+
+
+def _true_of(part: Part, captions: Iterable[Caption]) -> list[list[str]]:
+    """For each item of the split the texts of the captions that are true of it."""
+    named = _by_name(part)
+    texts: dict[str, list[int]] = defaultdict(list)
+    for position, item in enumerate(part.items):
+        texts[short_text(item.text)].append(position)
+    true_of: list[list[str]] = [[] for _ in part.items]
+    for caption in captions:
+        if caption.of_text:
+            positions = texts[caption.text]
+        elif caption.name:
+            positions = [p for p in named[caption.name.casefold()] if caption.grains <= part.items[p].grains]
+        else:
+            positions = part.index.satisfying(caption.grains)
+        for position in positions:
+            true_of[position].append(caption.text)
+    return true_of
+
+
+def _by_name(part: Part) -> dict[str, list[int]]:
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, item in enumerate(part.items):
+        positions[item.name.casefold()].append(position)
+    return positions
 
 
 def _same_name(one: Item, other: Item) -> bool:

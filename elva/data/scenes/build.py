@@ -30,7 +30,7 @@ INSTRUCTIONS = {
         "Retrieve the image that fits this text."),
     1: ("Find a text with this meaning.", "Say the same in other words.", "Find another description of this.",
         "Which text describes the same picture?"),
-    2: ("Find a titled picture of this.", "Which picture with its title fits?", "Find the titled drawing described here.",
+    2: ("Find a titled picture of this.", "Which picture with its title fits?", "Find this titled drawing.",
         "Retrieve the image and title for this text."),
     3: ("Describe this picture.", "Find a caption of this image.", "Which text is true of this picture?",
         "Find the description of this drawing."),
@@ -98,7 +98,9 @@ class _Builder:
         for _ in track(range(size), "Training scenes"):
             scene = self._new_scene(rng, usual=True)
             picture = pools.add_picture(self._draw("train", scene, rng), scene)
-            drafts += [drafter.draft(task, picture) for task, rate in TRAIN_RATES.items() if rng.random() < rate]
+            drafts += [
+                drafter.draft(task, picture) for task, rate in TRAIN_RATES.items() if rng.random() < rate
+            ]
         self._write("train", pools, drafter, drafts)
 
     def _held_out(self, split: str, queries: int, usual: bool) -> None:
@@ -128,7 +130,9 @@ class _Builder:
             text, grains = caption(base, mention, rng)
             positives = matcher.satisfying(describe(base, mention), base)
             qid = f"{MULTIGRAIN_ID}:{next(self._qids)}"
-            self._writer.add_query("test", MULTIGRAIN, Query(qid, text, None, "text", 0, positives, grains=grains))
+            self._writer.add_query(
+                "test", MULTIGRAIN, Query(qid, text, None, "text", 0, positives, grains=grains)
+            )
 
     def _write(self, split: str, pools: Pools, drafter: Drafter, drafts: list[Draft]) -> None:
         for task_id, candidate in _candidates(pools):
@@ -139,7 +143,9 @@ class _Builder:
             qid = f"{DATASET_ID}:{next(self._qids)}"
             modality = TASK_MODALITIES[draft.task_id][0]
             positives = draft.find(matcher)
-            query = Query(qid, draft.text, draft.image, modality, draft.task_id, positives, grains=draft.grains)
+            query = Query(
+                qid, draft.text, draft.image, modality, draft.task_id, positives, grains=draft.grains
+            )
             self._writer.add_query(split, DATASET, query)
 
     def _draw(self, folder: str, scene: Scene, rng: random.Random) -> str:

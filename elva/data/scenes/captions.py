@@ -27,18 +27,18 @@ from elva.data.scenes.words import (
 from elva.data.scenes.world import OPPOSITE, Scene, Thing
 
 _OPENINGS = ("a picture of", "an image of", "a drawing of", "a picture showing", "this shows", "you can see")
-_JOINTS = ("and", "with", "together with", "and also", "plus")
+_JOINTS = ("and", "with", "together with", "and also")
 
 
 def caption(scene: Scene, mention: Iterable[GrainRef], rng: random.Random) -> tuple[str, tuple[Grain, ...]]:
     """A caption true of a scene, and its grains with their character spans: exactly those of ``mention``.
 
     Its meaning is ``describe(scene, mention)``: a number that is not named still shows as "a circle" or "circles".
-    Raises ValueError when ``mention`` names nothing.
+    Raises ValueError when ``mention`` speaks of no object.
     """
     named = frozenset(mention)
-    if not named:
-        raise ValueError("mention is empty, expected at least one grain")
+    if not named - {GROUND}:
+        raise ValueError(f"mention is {sorted(named, key=str)}, expected at least one grain of an object")
     body, verb_inside = _body(scene, named, rng)
     text, grains = render(_frame(scene, named, body, verb_inside, rng))
     if rng.random() < 0.5:
@@ -57,7 +57,9 @@ def title(scene: Scene, rng: random.Random) -> str:
 
 def _body(scene: Scene, named: Mention, rng: random.Random) -> tuple[Words, bool]:
     """The words for the objects, and whether they hold a verb already."""
-    spoken = sorted({index for index, _ in named if index is not None} | ({0, 1} if RELATION in named else set()))
+    spoken = sorted(
+        {index for index, _ in named if index is not None} | ({0, 1} if RELATION in named else set())
+    )
     phrases = {index: _noun_phrase(index, scene.things[index], named, rng) for index in spoken}
     if RELATION not in named:
         order = rng.sample(spoken, len(spoken))
@@ -67,7 +69,7 @@ def _body(scene: Scene, named: Mention, rng: random.Random) -> tuple[Words, bool
     plural, other_plural = (scene.things[index].count > 1 for index in (first, second))
     words, verb_inside = _related(phrases[first], phrases[second], value, (plural, other_plural), rng)
     if 2 in phrases:
-        words += [Piece(rng.choice((", plus", ", and also", "; there is also"))), *phrases[2]]
+        words += [Piece(rng.choice((", and also", ", along with", "; there is also"))), *phrases[2]]
     return words, verb_inside
 
 
@@ -77,7 +79,9 @@ def _frame(scene: Scene, named: Mention, body: Words, verb_inside: bool, rng: ra
     before = GROUND in named and rng.random() < 0.3
     words = list(body)
     if not verb_inside and rng.random() < 0.5:
-        words.insert(0, Piece(_existence(body, rng) if before else rng.choice((*_OPENINGS, _existence(body, rng)))))
+        words.insert(
+            0, Piece(_existence(body, rng) if before else rng.choice((*_OPENINGS, _existence(body, rng))))
+        )
     if before:
         return [ground, Piece(","), *words]
     if GROUND in named:
@@ -87,8 +91,8 @@ def _frame(scene: Scene, named: Mention, body: Words, verb_inside: bool, rng: ra
 
 
 def _existence(body: Words, rng: random.Random) -> str:
-    singular = body[0].words in (ARTICLE, *COUNT_PHRASES[1])
-    return rng.choice(("there is", "here is", "we see")) if singular else rng.choice(("there are", "here are", "we see"))
+    verb = "is" if body[0].words in (ARTICLE, *COUNT_PHRASES[1]) else "are"
+    return rng.choice((f"there {verb}", f"here {verb}", "we see"))
 
 
 def _listing(phrases: list[Words], rng: random.Random) -> Words:

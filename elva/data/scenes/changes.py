@@ -79,13 +79,17 @@ def _become(scene: Scene, index: int, value: Piece, rng: random.Random) -> Words
 def _colour(scene: Scene, rng: random.Random, usual: bool) -> Change:
     index = _index(scene, rng)
     colour = sample_colour(rng, scene.things[index].shape, usual)
-    return scene.with_thing(index, colour=colour), _become(scene, index, adjective("colour", colour, rng), rng)
+    return scene.with_thing(index, colour=colour), _become(
+        scene, index, adjective("colour", colour, rng), rng
+    )
 
 
 def _texture(scene: Scene, rng: random.Random, usual: bool) -> Change:
     index = _index(scene, rng)
     texture = sample_texture(rng, scene.things[index].shape, usual)
-    return scene.with_thing(index, texture=texture), _become(scene, index, adjective("texture", texture, rng), rng)
+    return scene.with_thing(index, texture=texture), _become(
+        scene, index, adjective("texture", texture, rng), rng
+    )
 
 
 def _size(scene: Scene, rng: random.Random, usual: bool) -> Change:
@@ -122,7 +126,9 @@ def _ground(scene: Scene, rng: random.Random, usual: bool) -> Change:
 
 
 def _swap_places(scene: Scene, rng: random.Random, usual: bool) -> Change:
-    first, second = rng.sample((0, 1), 2)  # with the third, the first two might no longer share a row or column
+    first, second = rng.sample(
+        (0, 1), 2
+    )  # with the third, the first two might no longer share a row or column
     changed = scene.with_places_swapped(first, second)
     if len(scene.things) == 2 and rng.random() < 0.3:
         return changed, [Piece(rng.choice(("swap the two", "exchange the places of the two")))]

@@ -125,7 +125,8 @@ def _arc(start: float, end: float, radius: float, centre: Point = (0.0, 0.0), st
 def _corners(number: int, first: float, radii: tuple[float, ...] = (1.0,)) -> list[Point]:
     angles = (math.radians(first + 360 * i / number) for i in range(number))
     return [
-        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)
+        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
+        for i, a in enumerate(angles)
     ]
 
 
@@ -178,11 +179,15 @@ def _tile(colour: str, texture: str, orientation: str, scale: float) -> Image.Im
         half = period / 2
         for row in range(int(side / half) + 1):
             for column in range(row % 2, int(side / half) + 1, 2):
-                pen.rectangle((column * half, row * half, (column + 1) * half - 1, (row + 1) * half - 1), fill=second)
+                pen.rectangle(
+                    (column * half, row * half, (column + 1) * half - 1, (row + 1) * half - 1), fill=second
+                )
     return tile
 
 
-def _stripes(pen: ImageDraw.ImageDraw, side: int, period: float, orientation: str, ink: tuple[int, int, int]) -> None:
+def _stripes(
+    pen: ImageDraw.ImageDraw, side: int, period: float, orientation: str, ink: tuple[int, int, int]
+) -> None:
     width = round(0.45 * period)
     if orientation == "diagonal":
         period, width = period * math.sqrt(2), round(0.45 * period)
@@ -206,7 +211,11 @@ def _ground(ground: str, side: int) -> Image.Image:
         for _ in range(9):
             x, y = rng.uniform(0, extent), rng.uniform(0, extent)
             for _ in range(4):
-                cx, cy, r = x + rng.uniform(-9, 9) * unit, y + rng.uniform(-2, 2) * unit, rng.uniform(3, 6) * unit
+                cx, cy, r = (
+                    x + rng.uniform(-9, 9) * unit,
+                    y + rng.uniform(-2, 2) * unit,
+                    rng.uniform(3, 6) * unit,
+                )
                 pen.ellipse((cx - r, cy - r * 0.7, cx + r, cy + r * 0.7), fill=(220, 238, 252))
         return canvas
     marks = {"sand": (500, (206, 174, 118)), "grass": (420, (96, 160, 72)), "night": (60, (228, 228, 200))}
@@ -214,7 +223,11 @@ def _ground(ground: str, side: int) -> Image.Image:
     for _ in range(number):
         x, y = rng.uniform(0, extent), rng.uniform(0, extent)
         if ground == "grass":
-            pen.line((x, y, x + rng.uniform(-1.2, 1.2) * unit, y - 3.2 * unit), fill=ink, width=max(1, round(unit / 2)))
+            pen.line(
+                (x, y, x + rng.uniform(-1.2, 1.2) * unit, y - 3.2 * unit),
+                fill=ink,
+                width=max(1, round(unit / 2)),
+            )
         else:
             pen.rectangle((x, y, x + 0.5 * unit, y + 0.5 * unit), fill=ink)
     return canvas

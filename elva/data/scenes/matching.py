@@ -103,7 +103,9 @@ def violations(spec: Spec, scene: Scene) -> frozenset[GrainRef]:
     slots: list[int | None] = [*range(len(scene.things)), *[None] * (len(described) - len(scene.things))]
     bindings = (dict(zip(described, chosen, strict=True)) for chosen in permutations(slots, len(described)))
     found = (_violations(spec, scene, binding) for binding in bindings)
-    return min(found, key=lambda refs: (len(refs), sum(key == "shape" for _, key in refs), sorted(refs, key=str)))
+    return min(
+        found, key=lambda refs: (len(refs), sum(key == "shape" for _, key in refs), sorted(map(str, refs)))
+    )
 
 
 def matches(spec: Spec, scene: Scene) -> bool:
@@ -151,12 +153,12 @@ class SceneTable:
 
 
 def _describe(index: int, thing: Thing, named: Mention) -> Described:
-    said = [getattr(thing, key) if (index, key) in named else None for key in _VALUES]
+    said = {key: getattr(thing, key) if (index, key) in named else None for key in _VALUES}
     if (index, "count") in named:
         counts: tuple[int, ...] = (thing.count,)
     else:
         counts = (1,) if thing.count == 1 else (2, 3)
-    return Described(*said, counts)
+    return Described(**said, counts=counts)
 
 
 def _violations(spec: Spec, scene: Scene, binding: dict[int, int | None]) -> frozenset[GrainRef]:

@@ -37,8 +37,16 @@ GRAIN_COUNTS = (2, 3, 4, 5, 6)
 VOCABULARY = 9
 """How many grains of a base scene its queries draw from: bounds the cluster to some 13 pictures."""
 SHAPELESS = 0.05
+BOUND = 0.5
+"""How often a query with room for it names the shapes and one attribute of two objects: which belongs to which?"""
 SWAPPED_KEYS = ("colour", "texture")
-_VALUES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES, "count": COUNTS}
+_VALUES: dict[str, tuple[str, ...] | tuple[int, ...]] = {
+    "shape": SHAPES,
+    "colour": COLOURS,
+    "texture": TEXTURES,
+    "size": SIZES,
+    "count": COUNTS,
+}
 
 
 @dataclass
@@ -82,8 +90,10 @@ def _build_cluster(grain_counts: tuple[int, ...], rng: random.Random) -> Cluster
 
 def _try_cluster(grain_counts: tuple[int, ...], rng: random.Random) -> Cluster | None:
     base = _sample_base(rng)
-    vocabulary = _sample_vocabulary(base, rng)
-    cluster = Cluster([base], [_sample_query(vocabulary, k, rng) for k in grain_counts])
+    key = rng.choice(SWAPPED_KEYS)
+    bindings = frozenset({(0, "shape"), (1, "shape"), (0, key), (1, key)})
+    vocabulary = _sample_vocabulary(base, bindings, rng)
+    cluster = Cluster([base], [_sample_query(vocabulary, bindings, k, rng) for k in grain_counts])
     for ref in vocabulary:
         if any(ref in mention for mention in cluster.mentions):
             variant = _violate_alone(cluster, ref, rng)
@@ -103,23 +113,31 @@ def _sample_base(rng: random.Random) -> Scene:
             return scene
 
 
-def _sample_vocabulary(scene: Scene, rng: random.Random) -> list[GrainRef]:
-    """The shapes of all objects and other grains at random."""
-    shapes: list[GrainRef] = [(index, "shape") for index in range(len(scene.things))]
+def _sample_vocabulary(scene: Scene, bindings: Mention, rng: random.Random) -> list[GrainRef]:
+    """The shapes of all objects, ``bindings`` and other grains at random."""
+    known: list[GrainRef] = sorted(
+        bindings | {(index, "shape") for index in range(len(scene.things))}, key=str
+    )
     others: list[GrainRef] = [RELATION, GROUND]
     for index in range(len(scene.things)):
         # Three objects leave no room for copies, so their number cannot be changed.
         keys = THING_KEYS[1:] if len(scene.things) == 2 else THING_KEYS[1:-1]
-        others += [(index, key) for key in keys]
-    return shapes + rng.sample(others, VOCABULARY - len(shapes))
+        others += [(index, key) for key in keys if (index, key) not in bindings]
+    return known + rng.sample(others, VOCABULARY - len(known))
 
 
-def _sample_query(vocabulary: list[GrainRef], k: int, rng: random.Random) -> Mention:
-    """``k`` grains; an object whose attribute is named, or whose place, has its shape named too (nearly always)."""
+def _sample_query(vocabulary: list[GrainRef], bindings: Mention, k: int, rng: random.Random) -> Mention:
+    """``k`` grains: half of the time with ``bindings``, where there is room for them.
+
+    An object whose attribute is named, or whose place, has its shape named too (nearly always).
+    """
     strict = rng.random() >= SHAPELESS
+    kept = bindings if k >= len(bindings) and rng.random() < BOUND else frozenset()
+    free = [ref for ref in vocabulary if ref not in kept]
     while True:
-        mention = frozenset(rng.sample(vocabulary, k))
-        spoken = {index for index, _ in mention if index is not None} | ({0, 1} if RELATION in mention else set())
+        mention = kept | frozenset(rng.sample(free, k - len(kept)))
+        spoken = {index for index, _ in mention if index is not None}
+        spoken |= {0, 1} if RELATION in mention else set()
         if spoken and (not strict or all((index, "shape") in mention for index in spoken)):
             return mention
 

@@ -71,7 +71,9 @@ class Pools:
     def own_pair(self, picture: Picture, rng: random.Random) -> Picture:
         """The pair of a picture and a title; made on the first call."""
         if picture.did not in self._paired:
-            self._paired[picture.did] = self.add_picture(picture.path, picture.scene, title(picture.scene, rng))
+            self._paired[picture.did] = self.add_picture(
+                picture.path, picture.scene, title(picture.scene, rng)
+            )
         return self._paired[picture.did]
 
     def add_answer(self, text: str, fact: Fact) -> str:
@@ -101,7 +103,9 @@ class Matcher:
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
         self._captions = list(pools.captions.values())
-        self._tables = {id(pool): SceneTable([p.scene for p in pool]) for pool in (pools.pictures, pools.pairs)}
+        self._tables = {
+            id(pool): SceneTable([p.scene for p in pool]) for pool in (pools.pictures, pools.pairs)
+        }
         self._true_captions: dict[tuple[object, ...], list[Caption]] = {}
 
     def satisfying(self, spec: Spec, own: Scene, pairs: bool = False) -> tuple[str, ...]:
@@ -117,7 +121,9 @@ class Matcher:
 
     def same_meaning(self, spec: Spec, scene: Scene) -> tuple[str, ...]:
         """Captions that say the same as a text, or were written for the same scene."""
-        return tuple(c.did for c in self._captions if scene.identity in c.sources or c.spec.identity == spec.identity)
+        return tuple(
+            c.did for c in self._captions if scene.identity in c.sources or c.spec.identity == spec.identity
+        )
 
     def prepare_captions(self, scenes: Sequence[Scene]) -> None:
         """Find all true captions of many scenes at once, for ``true_captions``."""

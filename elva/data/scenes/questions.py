@@ -34,7 +34,7 @@ _QUESTIONS = {
     "colour": ("what colour {is} the", "which colour {has} the"),
     "texture": ("what pattern is on the", "which pattern can be seen on the"),
     "size": ("how big {is} the", "what size {is} the"),
-    "relation": ("where {is} the", "on which side {is} the"),
+    "relation": ("where {is} the", "where can one see the"),
 }
 _GROUND_QUESTIONS = ("what is the ground?", "where does this take place?", "what is the background?")
 _GROUND_WORDS = {
@@ -63,7 +63,8 @@ def question(scene: Scene, rng: random.Random) -> tuple[str, tuple[Grain, ...], 
     index = rng.randrange(len(scene.things))
     thing = scene.things[index]
     text, grains = render(_question(key, thing, rng))
-    facts = _places(scene, index) if key == "relation" else [(key, thing.shape, str(getattr(thing, key)))]
+    own: Fact = (key, thing.shape, str(getattr(thing, key, "")))
+    facts = _places(scene, index) if key == "relation" else [own]
     return (capitalise(text) if rng.random() < 0.5 else text), grains, facts
 
 
@@ -101,7 +102,9 @@ def _question(key: str, thing: Thing, rng: random.Random) -> Words:
     plural = thing.count > 1
     if key == "count":
         return [Piece("how many"), noun(thing.shape, True, rng), Piece("are there?")]
-    words = pick(_QUESTIONS[key], rng).format(**{"is": "are" if plural else "is", "has": "have" if plural else "has"})
+    words = pick(_QUESTIONS[key], rng).format(
+        **{"is": "are" if plural else "is", "has": "have" if plural else "has"}
+    )
     shape = noun(thing.shape, plural, rng)
     return [Piece(words), shape, Piece("?")]
 

@@ -118,7 +118,9 @@ class Scene:
     def with_relation(self, relation: str) -> Scene:
         """A scene of two objects, rearranged so that the first stands in ``relation`` to the second."""
         if len(self.things) != 2:
-            raise ValueError(f"the scene has {len(self.things)} objects, expected 2: a third one fixes the places")
+            raise ValueError(
+                f"the scene has {len(self.things)} objects, expected 2: a third one fixes the places"
+            )
         return replace(self, cells=_PAIR_CELLS[relation])
 
 

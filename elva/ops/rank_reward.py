@@ -130,7 +130,7 @@ def rank_reward_reference(
     query, candidates, used = _gather(query, positive, negatives, mask)
     # One reduction over one tensor for positive and negatives alike, so that equal vectors give equal bits.
     similarities = (query * candidates).sum(-1) * _inverse_norm(query) * _inverse_norm(candidates)
-    rank, margin_weight, ranking_weight = _weights(
+    rank, _, ranking_weight = _weights(
         similarities.detach(), used, delta, gamma, normalize_gamma, log_base, clamp_negative_weight
     )
     margin = torch.relu(_gap(similarities, used) - delta)
@@ -340,13 +340,13 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """Second derivatives, for gradient penalties and the like: rare, so autograd through the closed form."""
-    saved = [tensor if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
+    saved: list[Any] = [tensor if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
     inputs = [
         tensor.requires_grad_() for tensor in saved if tensor is not None and tensor.is_floating_point()
     ]
     with torch.enable_grad():
         gradients = _composite_backward(*saved, *ctx.options)
-    found = list(torch.autograd.grad(gradients, inputs, grads))
+    found: list[Tensor | None] = list(torch.autograd.grad(gradients, inputs, grads))
     found.insert(7, None)  # the mask
     return *found, *(None for _ in ctx.options)
 

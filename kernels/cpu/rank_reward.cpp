@@ -232,8 +232,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_reward(
   };
   Tensor similarities = empty({inputs.batch, inputs.rollouts, columns}, type);
   Tensor rank = empty({inputs.batch, inputs.rollouts}, ScalarType::Long);
-  Tensor margin = empty({inputs.batch, inputs.rollouts}, type), ranking = empty({inputs.batch, inputs.rollouts}, type),
-         total = empty({inputs.batch, inputs.rollouts}, type);
+  Tensor margin = empty({inputs.batch, inputs.rollouts}, type);
+  Tensor ranking = empty({inputs.batch, inputs.rollouts}, type);
+  Tensor total = empty({inputs.batch, inputs.rollouts}, type);
   with_types(query, [&]<typename T, typename A>(T, A) {
     const Mask mask = inputs.mask();
     const Queries<A> queries = inputs.queries<T, A>();
@@ -248,7 +249,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_reward(
       std::vector<int64_t> order;
       for (int64_t row = begin; row < end; ++row) {
         const bool* used = mask.row(row / inputs.rollouts, row % inputs.rollouts);
-        const Reward result = reward(out + row * columns, used, mask.stride_n, inputs.count, options, weights.data(), order);
+        const Reward result =
+            reward(out + row * columns, used, mask.stride_n, inputs.count, options, weights.data(), order);
         ranks[row] = result.rank;
         margins[row] = static_cast<A>(result.margin);
         rankings[row] = static_cast<A>(result.ranking);
@@ -289,7 +291,8 @@ std::tuple<Tensor, Tensor, Tensor> rank_reward_backward(
       for (int64_t row = begin; row < end; ++row) {
         const int64_t b = row / inputs.rollouts, g = row % inputs.rollouts;
         const A* s = values + row * columns;
-        const Reward result = reward(s, mask.row(b, g), mask.stride_n, inputs.count, options, ranking_weights.data(), order);
+        const Reward result =
+            reward(s, mask.row(b, g), mask.stride_n, inputs.count, options, ranking_weights.data(), order);
         const double margin = on_margin[row] + alpha * on_total[row];
         const double ranking = on_ranking[row] + epsilon * on_total[row];
         double sum = 0;

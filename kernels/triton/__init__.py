@@ -1,1 +1,1 @@
-"""Triton kernels, importable as elva.kernels. Importing a module of this package needs triton; elva.ops does so late."""
+"""Triton kernels, importable as elva.kernels. Its modules import triton: elva.ops imports them on first use."""

@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _inverse(squared):
-    return tl.where(squared > 0, 1.0 / tl.sqrt_rn(squared), 0.0)
+    return tl.where(squared > 0, 1.0 / tl.sqrt_rn(tl.where(squared > 0, squared, 1.0)), 0.0)
 
 
 @triton.jit

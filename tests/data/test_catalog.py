@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from elva.data.check import check
 from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query
 
 KEYS = ["colours", "shape", "material", "size"]
-COLOURS = ["red", "blue", "green", "yellow", "orange"]
-SHAPES = ["round", "square", "long_thin"]
-MATERIALS = ["oak-wood", "glass", "steel"]
+COLOURS = ["red", "blue", "green", "orange"]
+SHAPES = ["round", "long_thin"]
+MATERIALS = ["oak-wood", "glass"]
 SIZES = [1, 2]
 Values = frozenset[tuple[str, str]]
 
 
-def write_catalog(folder: Path, count: int = 150) -> Path:
+def write_catalog(folder: Path, count: int = 200) -> Path:
     """Items with list-valued, missing, misspelt and numeric attributes; item 0 and 1 have none at all."""
     rng = random.Random(5)
     lines = []
@@ -182,7 +183,7 @@ def test_pictures_find_every_true_text(root: Path, values: dict[str, Values]) ->
     for split in ("val", "test"):
         pool = directory.pool(split, "catalog", 3)
         for query in directory.queries(split, "catalog", 3):
-            name = f"thing{re.findall(r'(\d+)\.png', query.image or '')[0]}"
+            name = f"thing{Path(query.image or '').stem}"
             true = {
                 c.did
                 for c in pool
@@ -314,7 +315,7 @@ def test_spans_hold_the_value_and_do_not_overlap(root: Path) -> None:
     for task in directory.tasks("test"):
         for query in directory.queries("test", *task):
             spans = sorted((grain.start, grain.end) for grain in query.grains)
-            assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+            assert all(a[1] <= b[0] for a, b in pairwise(spans))
             assert all(g.value in (query.text or "")[g.start : g.end] for g in query.grains)
 
 
@@ -364,7 +365,7 @@ def test_a_bad_item_is_named_with_file_and_line(tmp_path: Path, change: dict[str
     path = write_catalog(tmp_path / "in", 12)
     whole = (tmp_path / "in/pictures/3.png").read_bytes()
     (tmp_path / "outside.png").write_bytes(whole)
-    (tmp_path / "in/cut.png").write_bytes(whole[:-20])
+    (tmp_path / "in/cut.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "in/link.png").symlink_to(tmp_path / "outside.png")
     lines = path.read_text().splitlines()
     lines[2] = json.dumps(json.loads(lines[2]) | change)
@@ -377,9 +378,9 @@ def test_a_bad_item_is_named_with_file_and_line(tmp_path: Path, change: dict[str
 def test_bad_catalogues_and_arguments(tmp_path: Path) -> None:
     path = write_catalog(tmp_path / "in", 12)
     out = tmp_path / "out"
-    with pytest.raises(DataError, match="no item has the grain key 'color'; keys: .*colours.*shape"):
+    with pytest.raises(DataError, match=r"no item has the grain key 'color'; keys: .*colours.*shape"):
         convert(path, out, ["color"])
-    with pytest.raises(DataError, match="no item has the alternative image field 'second'; fields: .*other"):
+    with pytest.raises(DataError, match=r"no item has the alternative image field 'second'; fields: .*other"):
         convert(path, out, KEYS, alt_image_field="second")
     with pytest.raises(DataError, match="no item has the text field 'caption'"):
         convert(path, out, KEYS, text_field="caption")
@@ -429,7 +430,7 @@ OPENMOJI_KEYS = ["colours", "subgroup", "gender", "skin_tone"]
 
 def test_part_of_openmoji(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "openmoji"
-    lines = (source / "items.jsonl").read_text(encoding="utf-8").splitlines()[::8]
+    lines = (source / "items.jsonl").read_text(encoding="utf-8").splitlines()[::12]
     (tmp_path / "in").mkdir()
     (tmp_path / "in/items.jsonl").write_text("\n".join(lines), encoding="utf-8")
     for line in lines:

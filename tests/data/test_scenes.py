@@ -48,7 +48,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> tuple[MBEIRDirectory,
     out = tmp_path_factory.mktemp("scenes") / "data"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "Matcher", Recorder)
-        generate(out, 150, 7, image_size=48)
+        generate(out, 100, 7, image_size=48)
     return MBEIRDirectory(out), recorded
 
 
@@ -99,7 +99,7 @@ def test_all_eight_tasks_in_every_split(generated: tuple[MBEIRDirectory, list[Re
     assert directory.tasks("train") == tasks and directory.tasks("val") == tasks
     assert directory.tasks("test") == [*tasks, ("scenes_multigrain", 0)]
     counts = Counter(query.task_id for query in directory.train_queries())
-    assert 1.9 < counts.total() / 150 < 2.5
+    assert 1.9 < counts.total() / 100 < 2.5
     assert min(counts[0], counts[3]) > max(counts[task] for task in (1, 2, 4, 6, 7, 8))
 
 

@@ -108,7 +108,7 @@ def test_arrays_find_exactly_the_scenes_that_match() -> None:
 def test_changing_any_named_attribute_violates_it_alone() -> None:
     everything = [(i, key) for i in (0, 1) for key in THING_KEYS]
     spec = describe(PAIR, [*everything, RELATION, GROUND])
-    values = {"shape": "heart", "colour": "green", "texture": "dotted", "count": 3}
+    values: dict[str, str | int] = {"shape": "heart", "colour": "green", "texture": "dotted", "count": 3}
     for index, key in everything:
         size = SIZES[PAIR.things[index].size == "large"]
         changed = PAIR.with_thing(index, **{key: values.get(key, size)})

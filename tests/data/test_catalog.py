@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from elva.data.catalog import convert
-from elva.data.catalog.items import read_catalog
+from elva.data.catalog.items import Item, read_catalog
 from elva.data.catalog.sentences import short_text
+from elva.data.catalog.splits import split_items
 from elva.data.check import check
 from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query
 
@@ -273,6 +274,17 @@ def test_no_combination_leaks_but_every_value_is_trained(root: Path, values: dic
     assert used == train and {(image or "").replace("b.png", ".png") for image in asked} <= train
 
 
+def test_a_value_of_one_combination_alone_is_never_held_out() -> None:
+    values = [{("a", str(n % 7)), ("b", str(n % 5))} for n in range(35)] + [
+        {("a", f"rare{n}")} for n in range(15)
+    ]
+    items = [Item(f"x:{n}", str(n), "", "", f"{n}.png", None, frozenset(v)) for n, v in enumerate(values)]
+    parts = split_items(items, seed=3)
+    assert {split: len(part) for split, part in parts.items()} == {"train": 35, "val": 4, "test": 11}
+    train = set().union(*(item.grains for item in parts["train"]))
+    assert all(item.grains <= train for split in ("val", "test") for item in parts[split])
+
+
 def test_split_by_items(catalogue: Path, tmp_path: Path) -> None:
     convert(catalogue, tmp_path / "out", KEYS, split_by="items")
     values = true_values(catalogue)
@@ -444,6 +456,7 @@ def test_part_of_openmoji(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_whole_openmoji(shared_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     convert(shared_data / "openmoji/items.jsonl", out, OPENMOJI_KEYS, alt_image_field="image_noto")

@@ -9,12 +9,16 @@ import typer
 
 
 def demo_command(
-    data: Annotated[Path | None, typer.Option(help="an M-BEIR directory; default: scenes drawn for the demo")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="an M-BEIR directory; default: scenes drawn for the demo")
+    ] = None,
     out: Annotated[Path, typer.Option(help="where models, results and report go")] = Path("runs/demo"),
     settings: Annotated[str, typer.Option(help="quick, proof, or a YAML file of that layout")] = "quick",
     seeds: Annotated[int, typer.Option(min=1, help="how many seeds, from 0 (or --seed) on")] = 1,
     seed: Annotated[int, typer.Option(help="the first seed")] = 0,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, on top of the settings")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, on top of the settings")
+    ] = None,
 ) -> None:
     """Data, base, text, instruct, then three arms from the same stage-2 model; one table and a report."""
     from rich.console import Console
@@ -30,7 +34,7 @@ def demo_command(
         raise typer.Exit(2) from error
 
 
-def _demo(console, data, out, settings, seeds, overrides) -> None:  # type: ignore[no-untyped-def]
+def _demo(console, data, out, settings, seeds, overrides) -> None:
     import time
 
     from rich.table import Table
@@ -42,7 +46,9 @@ def _demo(console, data, out, settings, seeds, overrides) -> None:  # type: igno
     start = time.perf_counter()
 
     def announce(line: str) -> None:
-        console.print(f"[dim]{time.perf_counter() - start:5.0f} s[/dim]  {line}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[dim]{time.perf_counter() - start:5.0f} s[/dim]  {line}", highlight=False, soft_wrap=True
+        )
 
     values = load_settings(settings, overrides)
     root = data or _scenes(out, values["scenes"], announce)
@@ -63,7 +69,7 @@ def _demo(console, data, out, settings, seeds, overrides) -> None:  # type: igno
     console.print(f"report: {report}", highlight=False, soft_wrap=True)
 
 
-def _scenes(out: Path, values, announce) -> Path:  # type: ignore[no-untyped-def]
+def _scenes(out: Path, values, announce) -> Path:
     from elva.data.scenes import generate
 
     root = out / "data"

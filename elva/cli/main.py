@@ -6,7 +6,9 @@ import typer
 
 from elva.cli import data, demo, eval, train
 
-app = typer.Typer(name="elva", help="Multi-grain multimodal retrieval: train it, measure it.", no_args_is_help=True)
+app = typer.Typer(
+    name="elva", help="Multi-grain multimodal retrieval: train it, measure it.", no_args_is_help=True
+)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("eval")(eval.evaluate_command)

@@ -10,7 +10,9 @@ import typer
 app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, on top of the file; may be repeated")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, on top of the file; may be repeated")
+]
 
 
 def _train(stage: str, config: Path | None, overrides: list[str] | None) -> None:

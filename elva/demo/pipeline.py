@@ -72,14 +72,20 @@ def run_seed(
     models: dict[str, Path] = {}
     model = settings["base"]["model"]
     for stage in ("base", "text", "instruct"):
-        model, histories[stage], _ = _stage(settings[stage], stage, model, data, output / stage, seed, announce)
+        model, histories[stage], _ = _stage(
+            settings[stage], stage, model, data, output / stage, seed, announce
+        )
     stage_2 = model
     models[STAGE_2] = Path(stage_2)
-    results[STAGE_2] = _measure(settings["evaluation"], STAGE_2, stage_2, data, output / "instruct", seed, announce)
+    results[STAGE_2] = _measure(
+        settings["evaluation"], STAGE_2, stage_2, data, output / "instruct", seed, announce
+    )
     for name, arm in settings["arms"].items():
         values = copy.deepcopy(arm)
         directory = output / _slug(name)
-        model, history, seconds = _stage(values, values.pop("stage"), stage_2, data, directory, seed, announce, name)
+        model, history, seconds = _stage(
+            values, values.pop("stage"), stage_2, data, directory, seed, announce, name
+        )
         histories[name] = history
         arms[name] = ArmRun(seconds, _total(history, "queries"), _total(history, "encoded_items"), history)
         models[name] = Path(model)
@@ -97,7 +103,9 @@ def _stage(
     announce: Callable[[str], None],
     name: str | None = None,
 ) -> tuple[str, list[dict[str, Any]], float]:
-    config = build(CONFIGS[stage], {**values, "model": model, "data": str(data), "output": str(output), "seed": seed})
+    config = build(
+        CONFIGS[stage], {**values, "model": model, "data": str(data), "output": str(output), "seed": seed}
+    )
     record = output / "seconds.json"
     start = time.perf_counter()
     trained = run_stage(config)
@@ -148,4 +156,6 @@ def _first_last(history: list[dict[str, Any]]) -> str:
 
 
 def _slug(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-").replace("--", "-")
+    return (
+        "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-").replace("--", "-")
+    )

@@ -31,7 +31,10 @@ def write_demo_report(out: Path, root: Path, runs: Sequence[DemoRun], settings: 
         "settings": settings,
         "seeds": [run.seed for run in runs],
         "figures": {
-            name: {"columns": summary.SUMMARY_COLUMNS, "by_seed": [summary.figures(run.results[name]) for run in runs]}
+            name: {
+                "columns": summary.SUMMARY_COLUMNS,
+                "by_seed": [summary.figures(run.results[name]) for run in runs],
+            }
             for name in first.results
         },
         "arms": [{name: asdict(cost) for name, cost in run.arms.items()} for run in runs],
@@ -46,7 +49,10 @@ def write_demo_report(out: Path, root: Path, runs: Sequence[DemoRun], settings: 
         first.results,
         histories=first.histories,
         gallery=gallery,
-        notes=[*summary.difference_lines(found), f"{len(runs)} seed(s); the plots and the gallery show seed {first.seed}"],
+        notes=[
+            *summary.difference_lines(found),
+            f"{len(runs)} seed(s); the plots and the gallery show seed {first.seed}",
+        ],
         intervals=found,
     )
     return report
@@ -59,7 +65,10 @@ def markdown(root: Path, runs: Sequence[DemoRun], settings: dict[str, Any]) -> s
         f"{len(runs)} seed(s), {len(queries.qids) if queries else 0} multi-grain test queries in `{root.name}`; "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}.\n",
         summary.markdown(runs),
-        "\n".join(f"* {line}" for line in summary.difference_lines(summary.differences(runs, summary.arm_name(runs)))),
+        "\n".join(
+            f"* {line}"
+            for line in summary.difference_lines(summary.differences(runs, summary.arm_name(runs)))
+        ),
         "Multi-grain hit@1 (%) by number of grains:\n\n" + summary.by_grains_markdown(runs),
         "Settings:\n\n```json\n" + json.dumps(settings, indent=1) + "\n```\n",
     ]

@@ -32,7 +32,9 @@ def table(runs: Sequence[DemoRun]) -> tuple[tuple[str, ...], list[list[str]]]:
     rows = []
     for name in runs[0].results:
         by_seed = [figures(run.results[name]) for run in runs]
-        cells = [_spread([line[column] for line in by_seed], column) for column in range(len(SUMMARY_COLUMNS))]
+        cells = [
+            _spread([line[column] for line in by_seed], column) for column in range(len(SUMMARY_COLUMNS))
+        ]
         rows.append([name, *cells, *_costs(runs, name)])
     return header, rows
 
@@ -69,8 +71,13 @@ def markdown(runs: Sequence[DemoRun]) -> str:
 def by_grains_markdown(runs: Sequence[DemoRun]) -> str:
     """Multi-grain hit@1 (%) by number of grains, mean over seeds."""
     names = list(runs[0].results)
-    counts = sorted({count for run in runs for r in run.results.values() if r.multigrain for count in r.multigrain.grains})
-    lines: list[list[Any]] = [["", *(f"{count} grains" for count in counts)], ["---", *["---:"] * len(counts)]]
+    counts = sorted(
+        {count for run in runs for r in run.results.values() if r.multigrain for count in r.multigrain.grains}
+    )
+    lines: list[list[Any]] = [
+        ["", *(f"{count} grains" for count in counts)],
+        ["---", *["---:"] * len(counts)],
+    ]
     for name in names:
         cells = []
         for count in counts:

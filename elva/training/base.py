@@ -16,7 +16,8 @@ class BaseTrainer(StageTrainer):
         encoder = self.encoder
         captions = [self.draw(example.key).choice(example.captions) for example in examples]
         completions = [
-            [*encoder.tokenizer.encode(caption, add_special_tokens=False), encoder.ret_id] for caption in captions
+            [*encoder.tokenizer.encode(caption, add_special_tokens=False), encoder.ret_id]
+            for caption in captions
         ]
         prompts = encoder.prepare([example.item for example in examples])
         batch, mask = encoder.append(prompts, completions, ret=True)

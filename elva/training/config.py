@@ -170,7 +170,9 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names it and what is expected."""
 
 
-def load_config(stage: str, file: str | Path | None = None, overrides: list[str] | None = None) -> StageConfig:
+def load_config(
+    stage: str, file: str | Path | None = None, overrides: list[str] | None = None
+) -> StageConfig:
     """Read a stage's YAML file and apply `key.sub=value` overrides (values are YAML).
 
     Raises ConfigError for an unknown stage, key or choice, a value of the wrong type, or a missing one.

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
 
 
-def embed(encoder: MultimodalEncoder, items: Sequence[Item], model: torch.nn.Module | None = None) -> torch.Tensor:
+def embed(
+    encoder: MultimodalEncoder, items: Sequence[Item], model: torch.nn.Module | None = None
+) -> torch.Tensor:
     """[RET] right behind the prompt, with gradient: [n, H], L2-normalised."""
     batch = encoder.prepare(list(items))
     batch, _ = encoder.append(batch, [[] for _ in items], ret=True)
@@ -47,7 +49,12 @@ class TextTrainer(StageTrainer):
         queries = embed(self.encoder, [{"text": text, "image": None} for text in anchors], model)
         keys = embed(self.encoder, [{"text": text, "image": None} for text in texts], model)
         # the same sentence may stand in the batch twice: it is no negative of itself
-        mask = torch.tensor([[text not in (anchor, own) for text in texts] for anchor, own in zip(anchors, texts, strict=False)])
+        mask = torch.tensor(
+            [
+                [text not in (anchor, own) for text in texts]
+                for anchor, own in zip(anchors, texts, strict=False)
+            ]
+        )
         return self.criterion(queries, keys, mask=mask.to(keys.device))
 
 
@@ -73,7 +80,9 @@ class InstructTrainer(StageTrainer):
         items = [
             self.data.query_item(example.query, draw) for example, draw in zip(examples, draws, strict=True)
         ]
-        positives = [draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)]
+        positives = [
+            draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)
+        ]
         dids = list(dict.fromkeys(positives + [did for example in examples for did in example.negatives]))
         if self.draw("summary").random() < self.config.summary_probability:
             queries = self._read_behind_summary(items, model)
@@ -87,7 +96,11 @@ class InstructTrainer(StageTrainer):
 
     def _read_behind_summary(self, items: list[Item], model: torch.nn.Module) -> torch.Tensor:
         rollouts = sample(
-            self.encoder, items, 1, max_new_tokens=self.config.max_completion_length, generator=self.generator("summary")
+            self.encoder,
+            items,
+            1,
+            max_new_tokens=self.config.max_completion_length,
+            generator=self.generator("summary"),
         )
         return self.encoder.read_embedding(self.encoder.hidden_states(rollouts.batch, model), rollouts.batch)
 

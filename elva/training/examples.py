@@ -85,30 +85,36 @@ class TrainingData:
 
 
 def caption_examples(data: TrainingData) -> list[CaptionExample]:
-    """Inputs with texts that describe them: pictures with captions (tasks 0 and 3), sentences with
-    paraphrases (task 1). Captions mention random subsets of what a picture shows, as those of the web do.
+    """Inputs with texts that describe or answer them: pictures with captions (tasks 0 and 3), sentences with
+    paraphrases (1), questions about pictures (6). Captions mention random subsets of what a picture shows, as
+    those of the web do; the first ones of a list are the picture's own, later ones merely true of it.
     """
     captions: dict[str, list[str]] = {}
     examples = []
     for query in data.queries:
-        if query.task_id == 3 and query.image:
-            texts = [text for did in query.positives if (text := data.candidate(did).text)]
-            captions.setdefault(query.image, []).extend(texts)
-        elif query.task_id == 0 and query.text and len(query.positives) == 1:
-            image = data.candidate(query.positives[0]).image
-            if image:
-                captions.setdefault(image, []).append(query.text)
+        if query.task_id == 0 and query.text and (image := data.candidate(query.positives[0]).image):
+            captions.setdefault(image, []).append(query.text)
+        elif query.task_id == 3 and query.image:
+            captions.setdefault(query.image, []).extend(_texts(data, query))
         elif query.task_id == 1 and query.text:
-            texts = [text for did in query.positives if (text := data.candidate(did).text)]
             item = {"text": clean(query.text), "image": None}
-            examples.append(CaptionExample(query.qid, item, tuple(texts)))
+            examples.append(CaptionExample(query.qid, item, tuple(_texts(data, query))))
+        elif query.task_id == 6 and query.text and query.image:
+            item = {"text": clean(query.text), "image": str(data.directory.path(query.image))}
+            examples.append(CaptionExample(query.qid, item, tuple(_texts(data, query))))
     examples += [
         CaptionExample(image, {"text": None, "image": str(data.directory.path(image))}, tuple(texts))
         for image, texts in captions.items()
     ]
     if not examples:
-        raise DataError(f"{data.directory.root}: no captions; the base stage needs training queries of task 0, 1 or 3")
+        raise DataError(
+            f"{data.directory.root}: nothing to caption; the base stage needs training queries of task 0, 1, 3 or 6"
+        )
     return examples
+
+
+def _texts(data: TrainingData, query: Query, most: int = 3) -> list[str]:
+    return [text for did in query.positives[:most] if (text := data.candidate(did).text)]
 
 
 def triplet_examples(source: str | Path, use_negatives: bool) -> list[TripletExample]:

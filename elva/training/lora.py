@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig, get_peft_model
+
 from elva.training.config import LoraSettings
 
 if TYPE_CHECKING:

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def mine(
-    encoder: MultimodalEncoder, data: TrainingData, settings: NegativeSettings, cache: Path, seed: int, model: str
+    encoder: MultimodalEncoder,
+    data: TrainingData,
+    settings: NegativeSettings,
+    cache: Path,
+    seed: int,
+    model: str,
 ) -> list[RetrievalExample]:
     """Retrieval examples with balanced negatives, read from ``cache`` where the same request was answered before.
 
@@ -45,7 +50,11 @@ def mine(
 
 
 def _search(
-    encoder: MultimodalEncoder, data: TrainingData, settings: NegativeSettings, queries: list[Query], seed: int
+    encoder: MultimodalEncoder,
+    data: TrainingData,
+    settings: NegativeSettings,
+    queries: list[Query],
+    seed: int,
 ) -> dict[str, list[str]]:
     groups: dict[str, list[Query]] = defaultdict(list)
     for query in queries:
@@ -87,6 +96,12 @@ def _key(data: TrainingData, settings: NegativeSettings, seed: int, model: str, 
     for path in weights:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    request = [model if not weights else "", asdict(settings), seed, [q.qid for q in queries], sorted(data.pool)]
+    request = [
+        model if not weights else "",
+        asdict(settings),
+        seed,
+        [q.qid for q in queries],
+        sorted(data.pool),
+    ]
     digest.update(json.dumps(request).encode())
     return digest.hexdigest()

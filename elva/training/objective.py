@@ -74,7 +74,9 @@ def similarity_weights(
     valid = negatives.unsqueeze(1).expand_as(others)
     others = others.masked_fill(~valid, -math.inf)
     order = others.argsort(dim=-1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(-1, order, torch.arange(1, order.shape[-1] + 1).expand_as(order).to(order))
+    place = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(1, order.shape[-1] + 1).expand_as(order).to(order)
+    )
     k = place + (others < positive)
     penalty = k.to(others.dtype).log() - 1
     if settings.clamp_negative_weight:
@@ -89,7 +91,9 @@ def similarity_weights(
     hardest = valid.any(-1, keepdim=True)
     active = hardest & (positive - others.amax(-1, keepdim=True) > settings.delta)
     first = torch.arange(others.shape[-1], device=others.device) == others.argmax(-1, keepdim=True)
-    weight_positive = settings.epsilon / (1 + rank.to(others.dtype).log()) + settings.alpha * active.to(others.dtype)
+    weight_positive = settings.epsilon / (1 + rank.to(others.dtype).log()) + settings.alpha * active.to(
+        others.dtype
+    )
     weight_negative = -settings.epsilon * gamma * penalty - settings.alpha * (active & first).to(others.dtype)
     return torch.cat([weight_positive, weight_negative.masked_fill(~valid, 0)], dim=-1)
 

@@ -63,7 +63,9 @@ class RLTrainer(StageTrainer):
             epsilon_high=config.rl.epsilon_high,
             scale_rewards=config.rl.scale_rewards,
             # only with a constant length do the score and the pathwise term add up to one gradient
-            max_completion_length=config.rl.max_completion_length if config.rl.gradient == "pathwise" else None,
+            max_completion_length=config.rl.max_completion_length
+            if config.rl.gradient == "pathwise"
+            else None,
         )
         self.surrogate_loss = ELVALoss(
             alpha=config.reward.alpha,
@@ -89,8 +91,12 @@ class RLTrainer(StageTrainer):
 
     def _gather(self, examples: list[RetrievalExample]) -> tuple[list[Item], list[str], Relations]:
         draws = [self.draw(example.key) for example in examples]
-        items = [self.data.query_item(example.query, draw) for example, draw in zip(examples, draws, strict=True)]
-        positives = [draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)]
+        items = [
+            self.data.query_item(example.query, draw) for example, draw in zip(examples, draws, strict=True)
+        ]
+        positives = [
+            draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)
+        ]
         dids = list(dict.fromkeys(positives + [did for example in examples for did in example.negatives]))
         place = {did: index for index, did in enumerate(dids)}
         owned = torch.zeros(len(examples), len(dids), dtype=torch.bool)
@@ -129,7 +135,9 @@ class RLTrainer(StageTrainer):
             return self._sampled_side(items, model, "candidates")
         if rl.candidates == "shared":
             with self._phase("generate"):
-                batch = sample(self.encoder, items, 1, do_sample=False, max_new_tokens=rl.max_completion_length).batch
+                batch = sample(
+                    self.encoder, items, 1, do_sample=False, max_new_tokens=rl.max_completion_length
+                ).batch
         else:
             batch, _ = self.encoder.append(self.encoder.prepare(items), [[] for _ in items], ret=True)
         # GRPO alone sends no gradient through a candidate without sampled tokens
@@ -141,12 +149,16 @@ class RLTrainer(StageTrainer):
     def _advantages(
         self, queries: Side, candidates: Side, relations: Relations
     ) -> tuple[Ranking, torch.Tensor, torch.Tensor | None]:
-        """Rewards, the advantages of the queries' rollouts [Q, G], and of the candidates' [C, G] where they have any."""
+        """Rewards, advantages of the queries' rollouts [Q, G], and of the candidates' [C, G] where they have any."""
         arguments = (queries.embeddings, candidates.embeddings, relations.positive, relations.negatives)
         scale = self.config.rl.scale_rewards
         if self.config.rl.credit == "item":
             ranking, shares = credit_items(*arguments, self.config.reward)
-            return ranking, group_advantage(ranking.reward, scale_rewards=scale), group_advantage(shares, scale_rewards=scale)
+            return (
+                ranking,
+                group_advantage(ranking.reward, scale_rewards=scale),
+                group_advantage(shares, scale_rewards=scale),
+            )
         ranking = rank_candidates(*arguments, self.config.reward)
         advantages = group_advantage(ranking.reward, scale_rewards=scale)
         if candidates.rollouts is None:
@@ -158,7 +170,9 @@ class RLTrainer(StageTrainer):
     def _policy_term(self, side: Side, advantages: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
         assert side.rollouts is not None and side.logps is not None
         reference = self._reference_logps(side.rollouts, model) if self.config.rl.beta > 0 else None
-        loss = self.policy_loss(side.logps, advantages.flatten(), side.rollouts.token_mask, ref_logps=reference)
+        loss = self.policy_loss(
+            side.logps, advantages.flatten(), side.rollouts.token_mask, ref_logps=reference
+        )
         self.record(**{name: float(value) for name, value in self.policy_loss.metrics.items()})
         return loss
 
@@ -181,7 +195,11 @@ class RLTrainer(StageTrainer):
             return queries.embeddings.new_zeros(())
         if rl.gradient == "pathwise":
             reward = rank_candidates(
-                queries.embeddings, candidates.embeddings, relations.positive, relations.negatives, self.config.reward
+                queries.embeddings,
+                candidates.embeddings,
+                relations.positive,
+                relations.negatives,
+                self.config.reward,
             ).reward
             return pathwise_loss(reward, rl.scale_rewards, rl.max_completion_length)
         generations = queries.embeddings.shape[1]
@@ -215,4 +233,3 @@ class RLTrainer(StageTrainer):
         start = time.perf_counter()
         yield
         self.record(**{f"seconds__{name}": time.perf_counter() - start})
-

@@ -12,12 +12,22 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from elva.files import atomic_directory, atomic_file
-from elva.training.config import BaseConfig, ConfigError, InstructConfig, NegativeSettings, RLConfig, StageConfig, TextConfig
+from elva.training.config import (
+    BaseConfig,
+    ConfigError,
+    InstructConfig,
+    NegativeSettings,
+    RLConfig,
+    StageConfig,
+    TextConfig,
+)
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
 from elva.training.trainer import StageTrainer
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
+
+CHECKPOINTS = "checkpoints"
 
 
 def run_stage(config: StageConfig) -> Path:
@@ -36,7 +46,7 @@ def run_stage(config: StageConfig) -> Path:
     set_seed(config.seed)
     arguments = _arguments(config)
     trainer = _trainer(config, arguments)
-    trainer.train(resume_from_checkpoint=_whole_checkpoint(Path(arguments.output_dir)))
+    trainer.train(resume_from_checkpoint=_whole_checkpoint(output / CHECKPOINTS))
     _finish(trainer, output, model)
     return model
 
@@ -50,7 +60,7 @@ def _arguments(config: StageConfig) -> TrainingArguments:
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
         **config.trainer,
-        "output_dir": str(Path(config.output) / "checkpoints"),
+        "output_dir": str(Path(config.output) / CHECKPOINTS),
         "seed": config.seed,
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
@@ -84,7 +94,9 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
         return TextTrainer(encoder, arguments, examples, config)
     assert isinstance(config, InstructConfig | RLConfig)
     data = TrainingData(config.data, config.tasks, config.exclude_tasks)
-    mined = mine(encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed, config.model)
+    mined = mine(
+        encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed, config.model
+    )
     attach_adapter(encoder, config.lora)
     if isinstance(config, InstructConfig):
         return InstructTrainer(encoder, arguments, mined, config, data)

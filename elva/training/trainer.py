@@ -38,7 +38,7 @@ class BarMetrics(ProgressCallback):
 
     SHOWN = ("loss", "reward", "reward_std", "kl", "frac_reward_zero_std", "completions/mean_length")
 
-    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+    def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and logs:
             shown = {key: f"{float(logs[key]):.3g}" for key in self.SHOWN if key in logs}
             self.training_bar.set_postfix(shown, refresh=False)
@@ -76,7 +76,7 @@ class StageTrainer(Trainer):
     def loss(self, examples: list[Any], model: torch.nn.Module) -> torch.Tensor:
         raise NotImplementedError
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):  # type: ignore[no-untyped-def]
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = self.loss(inputs["examples"], model)
         if not torch.isfinite(loss):
             raise FloatingPointError(

@@ -38,7 +38,13 @@ def test_random_negatives_are_distinct_seeded_and_allowed():
     assert [len(chosen) for chosen in random_negatives(4, excluded, 10, seed=0)] == [2, 3]
 
 
-@pytest.mark.parametrize("call", [lambda: hard_negatives(torch.ones(1, 2), torch.ones(1, 2), [[]], -1), lambda: random_negatives(3, [[]], -1, 0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: hard_negatives(torch.ones(1, 2), torch.ones(1, 2), [[]], -1),
+        lambda: random_negatives(3, [[]], -1, 0),
+    ],
+)
 def test_negative_counts_are_refused(call):
     with pytest.raises(ValueError, match="expected 0 or more"):
         call()

@@ -26,7 +26,12 @@ SETTINGS = {
             "stage": "rl",
             "lora": LORA,
             "negatives": NEGATIVES,
-            "rl": {"num_generations": 2, "max_completion_length": 4, "candidates": "direct", "random_negatives": "batch"},
+            "rl": {
+                "num_generations": 2,
+                "max_completion_length": 4,
+                "candidates": "direct",
+                "random_negatives": "batch",
+            },
             "trainer": STEPS,
         },
     },
@@ -75,6 +80,8 @@ def test_spread_is_mean_and_standard_deviation():
 
 
 def test_a_missing_directory_is_one_line(tmp_path):
-    result = CliRunner().invoke(app, ["demo", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app, ["demo", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    )
     assert result.exit_code == 2
     assert "Traceback" not in result.output

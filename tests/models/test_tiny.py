@@ -30,11 +30,11 @@ def test_sizes(preset, low, high):
     assert encoder.model.lm_head.weight is encoder.model.get_input_embeddings().weight
 
 
-def test_a_96_pixel_picture_is_36_tokens(tiny_encoder):
+def test_a_96_pixel_picture_is_16_tokens(tiny_encoder):
     batch = tiny_encoder.prepare([Image.new("RGB", (96, 96))])
-    assert batch["image_grid_thw"].tolist() == [[1, 12, 12]]
-    assert batch["pixel_values"].shape == (144, 3 * 8 * 8)
-    assert batch["mm_token_type_ids"].sum() == 36
+    assert batch["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert batch["pixel_values"].shape == (64, 3 * 12 * 12)
+    assert batch["mm_token_type_ids"].sum() == 16
 
 
 def test_the_tokenizer_knows_its_texts_and_takes_any_other():

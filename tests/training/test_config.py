@@ -21,7 +21,9 @@ def test_defaults_are_the_papers():
 
 def test_file_and_overrides(tmp_path):
     file = tmp_path / "c.yaml"
-    file.write_text("model: m\ndata: d\noutput: o\nloss: {temperature: 0.1}\ntrainer: {learning_rate: 1e-4}\n")
+    file.write_text(
+        "model: m\ndata: d\noutput: o\nloss: {temperature: 0.1}\ntrainer: {learning_rate: 1e-4}\n"
+    )
     config = load_config("instruct", file, ["loss.temperature=1", "trainer.max_steps=3", "tasks=[0, 3]"])
     assert isinstance(config, InstructConfig)
     assert config.loss.temperature == 1.0 and isinstance(config.loss.temperature, float)

@@ -17,7 +17,12 @@ COMBINATIONS = list(itertools.product(("generate", "shared", "direct"), ("score"
 
 def make_trainer(root, model, tmp_path, queries=4, **settings):
     data = TrainingData(root, tasks=[0])
-    values = {"model": str(model), "data": str(root), "output": str(tmp_path), "lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
+    values = {
+        "model": str(model),
+        "data": str(root),
+        "output": str(tmp_path),
+        "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+    }
     rl = {"num_generations": 3, "max_completion_length": 5, **settings}
     config = build(RLConfig, {**values, "rl": rl})
     encoder = MultimodalEncoder.from_pretrained(model)
@@ -27,7 +32,9 @@ def make_trainer(root, model, tmp_path, queries=4, **settings):
         RetrievalExample(query, tuple(did for did in images if did not in query.positives)[:3])
         for query in data.queries[:queries]
     ]
-    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=queries)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=queries
+    )
     return RLTrainer(encoder, arguments, examples, config, data), examples
 
 
@@ -40,9 +47,16 @@ def gradients(trainer, examples):
 
 
 @pytest.mark.parametrize(("candidates", "gradient"), COMBINATIONS)
-def test_every_kind_of_step_reaches_the_adapter_and_nothing_else(candidates, gradient, mini_scenes, untrained_model, tmp_path):
+def test_every_kind_of_step_reaches_the_adapter_and_nothing_else(
+    candidates, gradient, mini_scenes, untrained_model, tmp_path
+):
     trainer, examples = make_trainer(
-        mini_scenes, untrained_model, tmp_path, candidates=candidates, gradient=gradient, random_negatives="batch"
+        mini_scenes,
+        untrained_model,
+        tmp_path,
+        candidates=candidates,
+        gradient=gradient,
+        random_negatives="batch",
     )
     loss, found = gradients(trainer, examples)
     assert torch.isfinite(loss)
@@ -56,7 +70,9 @@ def test_every_kind_of_step_reaches_the_adapter_and_nothing_else(candidates, gra
 @pytest.mark.parametrize("credit", ["rollout", "item"])
 @pytest.mark.parametrize("candidates", ["generate", "direct"])
 def test_credit(credit, candidates, mini_scenes, untrained_model, tmp_path):
-    trainer, examples = make_trainer(mini_scenes, untrained_model, tmp_path, candidates=candidates, credit=credit)
+    trainer, examples = make_trainer(
+        mini_scenes, untrained_model, tmp_path, candidates=candidates, credit=credit
+    )
     loss, found = gradients(trainer, examples)
     assert torch.isfinite(loss) and any(grad.abs().sum() > 0 for grad in found.values())
 
@@ -74,7 +90,9 @@ def test_kl_of_the_first_step_is_exactly_zero(mini_scenes, untrained_model, tmp_
     assert min(trainer._recorded["kl"]) > 0
 
 
-def test_pool_negatives_are_a_querys_own_and_batch_negatives_everybodys(mini_scenes, untrained_model, tmp_path):
+def test_pool_negatives_are_a_querys_own_and_batch_negatives_everybodys(
+    mini_scenes, untrained_model, tmp_path
+):
     for kind in ("pool", "batch"):
         trainer, examples = make_trainer(mini_scenes, untrained_model, tmp_path, random_negatives=kind)
         _, dids, relations = trainer._gather(examples)
@@ -88,21 +106,33 @@ def test_pool_negatives_are_a_querys_own_and_batch_negatives_everybodys(mini_sce
 def test_a_step_repeats_itself(mini_scenes, untrained_model, tmp_path):
     losses = []
     for _ in range(2):
-        trainer, examples = make_trainer(mini_scenes, untrained_model, tmp_path, candidates="direct", gradient="surrogate")
+        trainer, examples = make_trainer(
+            mini_scenes, untrained_model, tmp_path, candidates="direct", gradient="surrogate"
+        )
         torch.manual_seed(0)
         losses.append(float(trainer.loss(examples, trainer.model).detach()))
     assert losses[0] == losses[1]
 
 
 def test_logged_figures(mini_scenes, untrained_model, tmp_path):
-    trainer, examples = make_trainer(mini_scenes, untrained_model, tmp_path, candidates="direct", random_negatives="batch")
+    trainer, examples = make_trainer(
+        mini_scenes, untrained_model, tmp_path, candidates="direct", random_negatives="batch"
+    )
     trainer.loss(examples, trainer.model)
     logs = {"loss": 0.0}
     trainer.log(logs)
     candidates = len({did for example in examples for did in example.negatives}) + len(examples)
     assert logs["queries"] == 4
     assert 12 + len(examples) <= logs["encoded_items"] <= 12 + candidates
-    for name in ("reward", "reward_std", "frac_reward_zero_std", "kl", "completions/mean_length", "rank", "mean_cosine"):
+    for name in (
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "kl",
+        "completions/mean_length",
+        "rank",
+        "mean_cosine",
+    ):
         assert name in logs
     for phase in ("generate", "policy", "reference", "reward"):
         assert logs[f"seconds/{phase}"] > 0

@@ -10,14 +10,25 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-TRAINER = ["trainer.max_steps=6", "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=4"]
+TRAINER = [
+    "trainer.max_steps=6",
+    "trainer.save_steps=2",
+    "trainer.logging_steps=1",
+    "trainer.per_device_train_batch_size=4",
+]
 STAGES = {
     "base": [],
     "text": ["lora={r: 4, alpha: 8, dropout: 0.1}"],
-    "instruct": ["lora={r: 4, alpha: 8, dropout: 0.1}", "summary_probability=0.5", "max_completion_length=4", "negatives.n_hard=2"],
+    "instruct": [
+        "lora={r: 4, alpha: 8, dropout: 0.1}",
+        "summary_probability=0.5",
+        "max_completion_length=4",
+        "negatives.n_hard=2",
+    ],
     "rl": [
         "lora={r: 4, alpha: 8, dropout: 0.1}",
-        "rl={num_generations: 3, max_completion_length: 4, candidates: shared, gradient: surrogate, random_negatives: batch}",
+        "rl={num_generations: 3, max_completion_length: 4, candidates: shared, gradient: surrogate}",
+        "rl.random_negatives=batch",
         "negatives={n_hard: 2, n_random: 0, instances: 12}",
     ],
 }
@@ -26,7 +37,14 @@ STAGES = {
 def command(stage, data, model, output):
     settings = [f"data={data}", f"model={'tiny' if stage == 'base' else model}", f"output={output}", "seed=3"]
     settings += [*TRAINER, "trainer.disable_tqdm=true", "trainer.learning_rate=1e-2", *STAGES[stage]]
-    return [sys.executable, "-m", "elva.cli.main", "train", stage, *(part for s in settings for part in ("--set", s))]
+    return [
+        sys.executable,
+        "-m",
+        "elva.cli.main",
+        "train",
+        stage,
+        *(part for s in settings for part in ("--set", s)),
+    ]
 
 
 def environment():
@@ -34,7 +52,9 @@ def environment():
 
 
 def kill_after_first_checkpoint(arguments, output):
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     mark = output / "checkpoints" / "checkpoint-2" / "trainer_state.json"
     while not mark.exists():
         assert process.poll() is None, process.stderr.read().decode()
@@ -50,7 +70,10 @@ def kill_after_first_checkpoint(arguments, output):
 def test_a_killed_run_ends_as_an_uninterrupted_one(stage, mini_scenes, untrained_model, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     subprocess.run(
-        command(stage, mini_scenes, untrained_model, straight), env=environment(), check=True, capture_output=True
+        command(stage, mini_scenes, untrained_model, straight),
+        env=environment(),
+        check=True,
+        capture_output=True,
     )
     arguments = command(stage, mini_scenes, untrained_model, killed)
     kill_after_first_checkpoint(arguments, killed)
@@ -92,4 +115,6 @@ def test_bad_settings_exit_with_one_line(tmp_path):
     arguments = [sys.executable, "-m", "elva.cli.main", "train", "rl", "--set", "model=m"]
     result = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.strip() == "elva train rl: output: missing; give it in the file or with --set output=…"
+    assert (
+        result.stderr.strip() == "elva train rl: output: missing; give it in the file or with --set output=…"
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -27,6 +27,28 @@ class ExampleDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self.examples[index]
+
+
+class EpochSampler(Sampler[int]):
+    """A shuffle that depends on (seed, epoch) alone. Trainer's own is drawn from the global generator, whose state at
+    that moment differs between a run and its resumption: the resumed one would see other examples.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.size))
+        random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
+        return iter(order)
 
 
 def collate(examples: list[Any]) -> dict[str, list[Any]]:
@@ -104,6 +126,9 @@ class StageTrainer(Trainer):
             logs.update({name: sum(values) / len(values) for name, values in self._recorded.items()})
             self._recorded.clear()
         super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> EpochSampler:
+        return EpochSampler(len(self.train_dataset), self.args.seed)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0

@@ -14,7 +14,7 @@ TRAINER = [
     "trainer.max_steps=6",
     "trainer.save_steps=2",
     "trainer.logging_steps=1",
-    "trainer.per_device_train_batch_size=4",
+    "trainer.per_device_train_batch_size=8",
 ]
 STAGES = {
     "base": [],

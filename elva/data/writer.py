@@ -110,8 +110,10 @@ class MBEIRWriter:
             raise DataError(f"{relative}: suffix {path.suffix!r}, expected one of {', '.join(IMAGE_FORMATS)}")
         if image_format == "JPEG" and image.mode != "RGB":
             image = image.convert("RGB")
+        # PNG's default effort takes longer than drawing the picture, for a tenth less disk
+        effort = {"compress_level": 1} if image_format == "PNG" else {}
         with atomic_file(self.root / path) as temporary:
-            image.save(temporary, format=image_format)
+            image.save(temporary, format=image_format, **effort)
         return relative
 
     def close(self) -> None:

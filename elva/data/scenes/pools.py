@@ -106,6 +106,11 @@ class Matcher:
         self._tables = {
             id(pool): SceneTable([p.scene for p in pool]) for pool in (pools.pictures, pools.pairs)
         }
+        self._shown = {
+            id(pool): _places((p.scene.identity,) for p in pool) for pool in (pools.pictures, pools.pairs)
+        }
+        # A caption's own scenes and what it says, each leading back to it.
+        self._said = _places((*c.sources, ("says", c.spec.identity)) for c in self._captions)
         self._true_captions: dict[tuple[object, ...], list[Caption]] = {}
 
     def satisfying(self, spec: Spec, own: Scene, pairs: bool = False) -> tuple[str, ...]:
@@ -117,13 +122,12 @@ class Matcher:
     def showing(self, scene: Scene, pairs: bool = False) -> tuple[str, ...]:
         """Pictures (or pairs) that show exactly a scene."""
         pool = self._pools.pairs if pairs else self._pools.pictures
-        return tuple(p.did for p in pool if p.scene.identity == scene.identity)
+        return tuple(pool[i].did for i in self._shown[id(pool)].get(scene.identity, ()))
 
     def same_meaning(self, spec: Spec, scene: Scene) -> tuple[str, ...]:
         """Captions that say the same as a text, or were written for the same scene."""
-        return tuple(
-            c.did for c in self._captions if scene.identity in c.sources or c.spec.identity == spec.identity
-        )
+        found = {*self._said.get(scene.identity, ()), *self._said.get(("says", spec.identity), ())}
+        return tuple(self._captions[i].did for i in sorted(found))
 
     def prepare_captions(self, scenes: Sequence[Scene]) -> None:
         """Find all true captions of many scenes at once, for ``true_captions``."""
@@ -142,6 +146,15 @@ class Matcher:
         """Answers that state one of these facts."""
         wanted = {canonical(fact) for fact in facts}
         return tuple(did for did, fact in self._pools.answers.values() if fact in wanted)
+
+
+def _places(keys: Iterable[Iterable[object]]) -> dict[object, list[int]]:
+    """Key -> the positions of the entries that have it, in order."""
+    places: dict[object, list[int]] = {}
+    for position, own in enumerate(keys):
+        for key in own:
+            places.setdefault(key, []).append(position)
+    return places
 
 
 def _own_first(found: Iterable[tuple[str, bool]]) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from elva.training.trainer import StageTrainer
 class BaseTrainer(StageTrainer):
     """Next-token loss on `caption [RET]` behind the same prompt that stage 3 and evaluation use."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
         # A saved Qwen-VL carries the hub's older parameter names. Trainer would load them into the module as they
         # are, match none, and go on from untrained weights without a word; from_pretrained translates them.
         target = model or self.model

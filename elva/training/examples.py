@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from elva.data.captions import read_captions
 from elva.data.instructions import clean, query_text
 from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
 from elva.data.nli import read_triplets
@@ -85,11 +86,12 @@ class TrainingData:
 
 
 def caption_examples(data: TrainingData) -> list[CaptionExample]:
-    """Inputs with texts that describe or answer them: pictures with captions (tasks 0 and 3), sentences with
-    paraphrases (1), questions about pictures (6). Captions mention random subsets of what a picture shows, as
-    those of the web do; the first ones of a list are the picture's own, later ones merely true of it.
+    """Inputs with texts that describe or answer them: captioned pictures (`elva.data.captions`), and from the
+    training queries pictures with captions (tasks 0 and 3), sentences with paraphrases (1), questions about pictures
+    (6). Captions mention random subsets of what a picture shows, as those of the web do; the first ones of a task's
+    list are the picture's own, later ones merely true of it.
     """
-    captions: dict[str, list[str]] = {}
+    captions = {picture.image: list(picture.captions) for picture in read_captions(data.directory.root)}
     examples = []
     for query in data.queries:
         if query.task_id == 0 and query.text and (image := data.candidate(query.positives[0]).image):
@@ -136,7 +138,7 @@ def triplet_examples(source: str | Path, use_negatives: bool) -> list[TripletExa
 
 def corpus(data: TrainingData) -> Iterable[str]:
     """Every training text and instruction once: what a small preset's tokenizer is trained on."""
-    seen: set[str] = set()
+    seen = {text for picture in read_captions(data.directory.root) for text in picture.captions}
     for query in data.queries:
         prompts = data.directory.instructions.prompts(
             int(query.qid.split(":")[0]), query.modality, TASK_MODALITIES[query.task_id][1]

@@ -15,6 +15,7 @@ import pytest
 
 import elva
 from elva.data import MBEIRDirectory
+from elva.data.captions import read_captions
 from elva.data.check import check
 from elva.data.scenes import build, generate
 from elva.data.scenes.matching import Mention, Spec, describe, matches, violations
@@ -201,3 +202,15 @@ def test_a_directory_in_use_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         generate(tmp_path, 25, 0, image_size=32, multigrain_queries=5)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_captioned_pictures_exist_and_name_what_queries_seldom_do(
+    generated: tuple[MBEIRDirectory, list[Recorded]],
+) -> None:
+    root = generated[0].root
+    pictures = list(read_captions(root))
+    assert pictures and all((root / picture.image).is_file() for picture in pictures)
+    texts = [text for picture in pictures for text in picture.captions]
+    assert len(texts) == 2 * len(pictures)
+    patterned = sum(any(word in text for word in ("strip", "dot", "check")) for text in texts)
+    assert patterned > 0.4 * len(texts)

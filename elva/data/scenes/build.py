@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
+from elva.data.captions import CaptionedPicture, write_captions
 from elva.data.records import TASK_MODALITIES, Candidate, Query
 from elva.data.scenes.captions import caption
 from elva.data.scenes.drafts import TASKS, Draft, Drafter
 from elva.data.scenes.draw import draw
-from elva.data.scenes.matching import describe
+from elva.data.scenes.matching import describe, sample_rich_mention
 from elva.data.scenes.multigrain import GRAIN_COUNTS, build_clusters
 from elva.data.scenes.pools import Matcher, Pools
 from elva.data.scenes.world import Scene, sample_scene
@@ -23,6 +24,9 @@ DATASET, DATASET_ID = "scenes", 20
 MULTIGRAIN, MULTIGRAIN_ID = "scenes_multigrain", 21
 SMALLEST, SMALLEST_IMAGE = 20, 32
 
+CAPTIONED = 3
+"""Captioned pictures for the base stage, for every training scene."""
+CAPTIONS = 2
 TRAIN_RATES = {0: 0.6, 1: 0.2, 2: 0.2, 3: 0.6, 4: 0.15, 6: 0.2, 7: 0.15, 8: 0.1}
 """Training queries per scene, by task: 2.2 in all."""
 INSTRUCTIONS = {
@@ -89,6 +93,7 @@ class _Builder:
         self._held_out("val", min(50, max(10, size // 30)), usual=True)
         self._held_out("test", min(120, max(10, size // 10)), usual=False)
         self._multigrain(multigrain_queries)
+        self._captioned(CAPTIONED * size)
 
     def _train(self, size: int) -> None:
         rng = self._rng("train")
@@ -133,6 +138,16 @@ class _Builder:
             self._writer.add_query(
                 "test", MULTIGRAIN, Query(qid, text, None, "text", 0, positives, grains=grains)
             )
+
+    def _captioned(self, size: int) -> None:
+        """Pictures of further scenes with captions that name random subsets of their grains, for the base stage."""
+        rng = self._rng("captions")
+        pictures = []
+        for _ in track(range(size), "Captioned pictures"):
+            scene = self._new_scene(rng, usual=True)
+            texts = tuple(caption(scene, sample_rich_mention(scene, rng), rng)[0] for _ in range(CAPTIONS))
+            pictures.append(CaptionedPicture(self._draw("captions", scene, rng), texts))
+        write_captions(self._writer.root, pictures)
 
     def _write(self, split: str, pools: Pools, drafter: Drafter, drafts: list[Draft]) -> None:
         for task_id, candidate in _candidates(pools):

@@ -30,6 +30,7 @@ THING_KEYS = ("shape", "colour", "texture", "size", "count")
 RELATION: GrainRef = (None, "relation")
 GROUND: GrainRef = (None, "ground")
 _VALUES = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
+RICH_RATES = {"shape": 0.95, "colour": 0.6, "texture": 0.6, "size": 0.4, "count": 0.5}
 
 
 class Described(NamedTuple):
@@ -88,6 +89,20 @@ def sample_mention(scene: Scene, rng: random.Random) -> Mention:
         rates = (0.97, 0.5, 0.2, 0.2, 0.8 if scene.things[index].count > 1 else 0.08)
         named |= {(index, key) for key, rate in zip(THING_KEYS, rates, strict=True) if rng.random() < rate}
     named |= {ref for ref in (RELATION, GROUND) if rng.random() < 0.2}
+    if not any(index is not None for index, _ in named):
+        named.add((0, "shape"))
+    return frozenset(named)
+
+
+def sample_rich_mention(scene: Scene, rng: random.Random) -> Mention:
+    """A random subset of all grains, every one as likely as not: what captions for the base stage name."""
+    named: set[GrainRef] = {
+        (index, key)
+        for index in range(len(scene.things))
+        for key in THING_KEYS
+        if rng.random() < RICH_RATES[key]
+    }
+    named |= {ref for ref in (RELATION, GROUND) if rng.random() < 0.5}
     if not any(index is not None for index, _ in named):
         named.add((0, "shape"))
     return frozenset(named)

@@ -81,6 +81,7 @@ class StageTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.encoder = encoder
+        self.examples = examples
         self._recorded: dict[str, list[float]] = defaultdict(list)
         super().__init__(
             model=encoder.model,
@@ -128,7 +129,7 @@ class StageTrainer(Trainer):
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> EpochSampler:
-        return EpochSampler(len(self.train_dataset), self.args.seed)
+        return EpochSampler(len(self.examples), self.args.seed)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0

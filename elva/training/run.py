@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def _arguments(config: StageConfig) -> TrainingArguments:
         "save_total_limit": 2,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
+        "disable_tqdm": not sys.stderr.isatty(),
         **config.trainer,
         "output_dir": str(Path(config.output) / CHECKPOINTS),
         "seed": config.seed,

@@ -83,7 +83,6 @@ class RolloutSettings:
     beta: float = 0.2
     epsilon: float = 0.2
     epsilon_high: float | None = None
-    num_iterations: int = 1
     scale_rewards: str = "group"
     candidates: str = "generate"
     gradient: str = "score"

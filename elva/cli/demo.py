@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,8 @@ def demo_command(
     from elva.data.mbeir import DataError
     from elva.training.config import ConfigError
 
-    console = Console()
+    # rich takes 80 columns where there is no terminal: too few for the table
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         _demo(console, data, out, settings, range(seed, seed + seeds), overrides)
     except (ConfigError, DataError, FileNotFoundError, FileExistsError) as error:
@@ -59,7 +61,7 @@ def _demo(console, data, out, settings, seeds, overrides) -> None:
     header, rows = summary.table(runs)
     table = Table(title=f"ELVA on {root}")
     for number, column in enumerate(header):
-        table.add_column(column, justify="right" if number else "left")
+        table.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -191,7 +191,7 @@ def test_instruction_policies() -> None:
 def test_real_encoder_in_both_modes(root: Path) -> None:
     from elva.models.tiny import create
 
-    encoder = create(["Find the picture.", "a small red shape", "a large blue shape"], image_size=32)
+    encoder = create(["Find the picture.", "a small red shape", "a large blue shape"], image_size=48)
     generative, direct = (
         evaluate(encoder, root, query_mode=mode, limit=2, tasks=["toys_multigrain"])
         for mode in ("generative", "direct")

@@ -121,7 +121,7 @@ def test_loading_reads_every_setting(tiny_encoder, tmp_path):
         "read": "before",
         "max_summary_tokens": 3,
         "prompt": "paper",
-        "max_pixels": 64 * 64,
+        "max_pixels": 48 * 48,
     }
     (tmp_path / "model" / "elva.json").write_text(json.dumps(settings))
     loaded = MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
@@ -129,7 +129,7 @@ def test_loading_reads_every_setting(tiny_encoder, tmp_path):
     from PIL import Image
 
     batch = loaded.prepare([Image.new("RGB", (96, 96))])
-    assert batch["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert batch["image_grid_thw"].tolist() == [[1, 4, 4]]
     assert len(loaded.generate_summaries(batch)[0][0]) == 4
 
 

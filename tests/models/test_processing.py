@@ -19,7 +19,7 @@ def decoded(encoder, batch, row=0):
 def test_prompt_of_text_and_picture(tiny_encoder, name, monkeypatch):
     monkeypatch.setattr(tiny_encoder.processor, "prompt", get_prompt(name))
     batch = tiny_encoder.prepare([{"text": "a cat.", "image": Image.new("RGB", (96, 96))}], "Find it:")
-    assert decoded(tiny_encoder, batch) == get_prompt(name).render("Find it: a cat.", image_tokens=36)
+    assert decoded(tiny_encoder, batch) == get_prompt(name).render("Find it: a cat.", image_tokens=16)
 
 
 def test_the_papers_prompt_asks_for_the_summary_and_ret():

@@ -14,10 +14,5 @@ app.add_typer(train.app, name="train")
 app.command("eval")(eval.evaluate_command)
 app.command("demo")(demo.demo_command)
 
-
-def main() -> None:
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -1,0 +1,18 @@
+import subprocess
+import sys
+
+WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from elva.cli import main; main()"
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    result = subprocess.run([sys.executable, "-c", WITHOUT_TYPER], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.strip() == (
+        'elva: typer is not installed; the command needs the extra "train": pip install "elva[train]"'
+    )
+
+
+def test_help_names_every_command():
+    result = subprocess.run([sys.executable, "-m", "elva.cli.main", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in ("data", "train", "eval", "demo"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def main() -> None:
+def run() -> None:
     """Run the command, or say what to install where only the losses are."""
     try:
         from elva.cli.main import app

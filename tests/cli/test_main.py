@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from elva.cli import main; main()"
+WITHOUT_TYPER = "import sys; sys.modules['typer'] = None; from elva.cli import run; run()"
 
 
 def test_without_the_extra_the_command_says_what_to_install():

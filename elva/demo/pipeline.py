@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import yaml
 
 from elva.evaluation.results import Results
 from elva.files import atomic_file
-from elva.training.config import CONFIGS, ConfigError, build
+from elva.training.config import CONFIGS, ConfigError, build, set_override
 from elva.training.run import run_stage
 
 STAGE_2 = "stage 2"
@@ -28,7 +28,6 @@ class ArmRun:
     seconds: float
     queries: int
     encoded_items: int
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -53,12 +52,7 @@ def load_settings(name_or_path: str, overrides: list[str] | None = None) -> dict
         text = resource.read_text(encoding="utf-8")
     settings: dict[str, Any] = yaml.safe_load(text)
     for override in overrides or []:
-        key, _, value = override.partition("=")
-        *parents, last = key.split(".")
-        node = settings
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = yaml.safe_load(value)
+        set_override(settings, override)
     return settings
 
 
@@ -87,7 +81,7 @@ def run_seed(
             values, values.pop("stage"), stage_2, data, directory, seed, announce, name
         )
         histories[name] = history
-        arms[name] = ArmRun(seconds, _total(history, "queries"), _total(history, "encoded_items"), history)
+        arms[name] = ArmRun(seconds, _total(history, "queries"), _total(history, "encoded_items"))
         models[name] = Path(model)
         results[name] = _measure(settings["evaluation"], name, model, data, directory, seed, announce)
     return DemoRun(seed, results, arms, histories, models)

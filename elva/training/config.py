@@ -187,7 +187,7 @@ def load_config(
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: got a {type(values).__name__}, expected a mapping of settings")
     for override in overrides or []:
-        _set(values, override)
+        set_override(values, override)
     return build(CONFIGS[stage], values)
 
 
@@ -209,7 +209,8 @@ def build(cls: type[C], values: dict[str, Any], prefix: str = "") -> C:
     return cls(**arguments)
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def set_override(values: dict[str, Any], override: str) -> None:
+    """Apply one `key.sub=value` (the value is YAML) to nested settings, in place. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected key=value")

@@ -9,7 +9,7 @@ import torch
 
 from elva.losses import InfoNCELoss
 from elva.training.config import InstructConfig, TextConfig
-from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample
+from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample, draw_batch
 from elva.training.rollouts import sample
 from elva.training.trainer import StageTrainer
 
@@ -76,20 +76,14 @@ class InstructTrainer(StageTrainer):
         self.criterion = InfoNCELoss(config.loss.temperature, bidirectional=config.loss.bidirectional)
 
     def loss(self, examples: list[RetrievalExample], model: torch.nn.Module) -> torch.Tensor:
-        draws = [self.draw(example.key) for example in examples]
-        items = [
-            self.data.query_item(example.query, draw) for example, draw in zip(examples, draws, strict=True)
-        ]
-        positives = [
-            draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)
-        ]
-        dids = list(dict.fromkeys(positives + [did for example in examples for did in example.negatives]))
+        batch = draw_batch(self.data, examples, self.draw)
+        items, dids = batch.items, batch.dids
         if self.draw("summary").random() < self.config.summary_probability:
             queries = self._read_behind_summary(items, model)
         else:
             queries = embed(self.encoder, items, model)
         keys = embed(self.encoder, [self.data.candidate_item(did) for did in dids], model)
-        labels = torch.tensor([dids.index(did) for did in positives], device=keys.device)
+        labels = torch.tensor([dids.index(did) for did in batch.positives], device=keys.device)
         mask = candidate_mask([example.query.positives for example in examples], dids).to(keys.device)
         self.record(queries=len(items), encoded_items=len(items) + len(dids))
         return self.criterion(queries, keys, labels, mask=mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,26 @@ class TrainingData:
 
     def _item(self, text: str | None, image: str | None) -> Item:
         return {"text": text, "image": str(self.directory.path(image)) if image else None}
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnBatch:
+    """Model inputs of the queries, the positive drawn for each, and all candidates once: positives first."""
+
+    items: list[Item]
+    positives: list[str]
+    dids: list[str]
+
+
+def draw_batch(
+    data: TrainingData, examples: Sequence[RetrievalExample], draw: Callable[[str], random.Random]
+) -> DrawnBatch:
+    """Draw an instruction and a positive for every example, from the generator that ``draw`` gives for its key."""
+    draws = [draw(example.key) for example in examples]
+    items = [data.query_item(example.query, own) for example, own in zip(examples, draws, strict=True)]
+    positives = [own.choice(example.query.positives) for example, own in zip(examples, draws, strict=True)]
+    negatives = [did for example in examples for did in example.negatives]
+    return DrawnBatch(items, positives, list(dict.fromkeys(positives + negatives)))
 
 
 def caption_examples(data: TrainingData) -> list[CaptionExample]:

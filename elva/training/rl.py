@@ -13,7 +13,7 @@ import torch
 from elva.losses import ELVALoss, GRPOLoss, group_advantage
 from elva.training.config import RLConfig
 from elva.training.contrastive import candidate_mask
-from elva.training.examples import Item, RetrievalExample, TrainingData
+from elva.training.examples import Item, RetrievalExample, TrainingData, draw_batch
 from elva.training.objective import Ranking, credit_items, pathwise_loss, rank_candidates
 from elva.training.rollouts import Rollouts, sample, token_logps
 from elva.training.trainer import StageTrainer
@@ -90,24 +90,18 @@ class RLTrainer(StageTrainer):
         return loss
 
     def _gather(self, examples: list[RetrievalExample]) -> tuple[list[Item], list[str], Relations]:
-        draws = [self.draw(example.key) for example in examples]
-        items = [
-            self.data.query_item(example.query, draw) for example, draw in zip(examples, draws, strict=True)
-        ]
-        positives = [
-            draw.choice(example.query.positives) for example, draw in zip(examples, draws, strict=True)
-        ]
-        dids = list(dict.fromkeys(positives + [did for example in examples for did in example.negatives]))
+        batch = draw_batch(self.data, examples, self.draw)
+        dids = batch.dids
         place = {did: index for index, did in enumerate(dids)}
         owned = torch.zeros(len(examples), len(dids), dtype=torch.bool)
-        for row, (example, own) in enumerate(zip(examples, positives, strict=True)):
+        for row, (example, own) in enumerate(zip(examples, batch.positives, strict=True)):
             owned[row, [place[own], *(place[did] for did in example.negatives)]] = True
         negatives = candidate_mask([example.query.positives for example in examples], dids)
         if self.config.rl.random_negatives == "pool":
             negatives &= owned
         device = self.encoder.device
-        positive = torch.tensor([place[did] for did in positives], device=device)
-        return items, dids, Relations(positive, negatives.to(device), owned.to(device))
+        positive = torch.tensor([place[did] for did in batch.positives], device=device)
+        return batch.items, dids, Relations(positive, negatives.to(device), owned.to(device))
 
     def _sampled_side(self, items: list[Item], model: torch.nn.Module, name: str) -> Side:
         rl = self.config.rl

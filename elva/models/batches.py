@@ -1,13 +1,14 @@
 """Batches: dicts of left-padded tensors that a Qwen-VL forward takes, one picture at most per row.
 
 Keys: ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (0 text, 1 image), each [n, L] int64; and where
-any row has a picture ``pixel_values`` [total patches, patch dim] float32 and ``image_grid_thw`` [images, 3]
-int64, in row order.
+any row has a picture ``image_grid_thw`` [images, 3] int64 and either ``pixel_values`` [total patches, patch dim]
+float32 or ``image_features`` [total image tokens, H · levels] of a frozen tower (``elva.models.vision``), in row order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,22 @@ from torch import Tensor
 Batch = dict[str, Tensor]
 
 ROW_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
+PICTURE_KEYS = ("pixel_values", "image_features")
+
+
+def model_inputs(batch: Batch, hidden_size: int) -> dict[str, Any]:
+    """The batch as keyword arguments of a Qwen-VL forward: ``image_features`` stand where the tower's output would."""
+    if "image_features" not in batch:
+        return dict(batch)
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    last, *levels = batch["image_features"].split(hidden_size, dim=-1)
+    out: Any = BaseModelOutputWithPooling()
+    out["pooler_output"] = (last,)
+    # read by Qwen3-VL alone: one entry a level, each split by picture
+    out["deepstack_features"] = [(level,) for level in levels]
+    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "image_features"}
+    return {**inputs, "mm_encoder_outputs": {"image": out}}
 
 
 def rope_positions(batch: Batch, merge_size: int) -> Tensor:
@@ -48,7 +65,7 @@ def append(
 
     ``completions``: n lists of token ids of any length, or an int tensor [n, T] without padding. With
     ``ret_id``, that token is added to rows that do not end in it. Returns the new batch and a bool mask [n,
-    L'] that is True on the tokens given as completions (not on an added ``ret_id``). Pixel values are shared
+    L'] that is True on the tokens given as completions (not on an added ``ret_id``). Pictures are shared
     with ``batch``.
     """
     rows = completions.tolist() if isinstance(completions, Tensor) else [list(row) for row in completions]
@@ -87,7 +104,7 @@ def append(
 def _with_images(batch: Batch, rows: Tensor) -> Batch:
     """The rows of ``batch`` numbered in ``rows`` (any order, repeats allowed) with their pictures."""
     taken = {key: batch[key][rows] for key in ROW_KEYS}
-    if "pixel_values" not in batch:
+    if "image_grid_thw" not in batch:
         return taken
     has_image = (batch["mm_token_type_ids"] == 1).any(-1)
     image_of_row = has_image.long().cumsum(0) - 1
@@ -95,14 +112,18 @@ def _with_images(batch: Batch, rows: Tensor) -> Batch:
     if images.numel() == 0:
         return taken
     grid = batch["image_grid_thw"]
-    patches = batch["pixel_values"].split(grid.prod(-1).tolist())
-    taken["pixel_values"] = torch.cat([patches[image] for image in images.tolist()])
     taken["image_grid_thw"] = grid[images]
+    for key in PICTURE_KEYS:
+        if key in batch:
+            patches = grid.prod(-1)
+            # the tower merges the same number of patches into each token
+            parts = batch[key].split((patches * batch[key].shape[0] // patches.sum()).tolist())
+            taken[key] = torch.cat([parts[image] for image in images.tolist()])
     return taken
 
 
 def repeat(batch: Batch, times: int) -> Batch:
-    """Every row ``times`` times, copies side by side (item-major), with its pixel values."""
+    """Every row ``times`` times, copies side by side (item-major), with its picture."""
     if times < 1:
         raise ValueError(f"times: {times} given, expected at least 1")
     rows = torch.arange(batch["input_ids"].shape[0], device=batch["input_ids"].device)
@@ -110,5 +131,5 @@ def repeat(batch: Batch, times: int) -> Batch:
 
 
 def select(batch: Batch, rows: Sequence[int] | Tensor) -> Batch:
-    """The rows numbered in ``rows`` (int64, any order), padding unchanged, with their pixel values."""
+    """The rows numbered in ``rows`` (int64, any order), padding unchanged, with their pictures."""
     return _with_images(batch, torch.as_tensor(rows, dtype=torch.long, device=batch["input_ids"].device))

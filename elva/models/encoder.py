@@ -20,6 +20,7 @@ from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_c
 from elva.models.generation import Sampling, SpecialIds, evaluation_mode, generate
 from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import RET_TOKEN, get_prompt
+from elva.models.vision import FrozenVision
 from elva.progress import track
 
 ARCHITECTURES = {
@@ -54,6 +55,7 @@ class MultimodalEncoder:
         self._limit_pixels()
         self.ret_id = _register_ret(model, tokenizer)
         self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt))
+        self._vision = FrozenVision(self.base_model.model)
 
     def _limit_pixels(self) -> None:
         limit = self.config.max_pixels
@@ -180,8 +182,13 @@ class MultimodalEncoder:
         return self.encode(inputs, instruction, **{"mode": "direct", **options})
 
     def prepare(self, inputs: Sequence[Any], instructions: str | Sequence[str | None] | None = None) -> Batch:
-        """The prompts of ``inputs`` up to and with the assistant's header, left-padded, on ``device``."""
-        return {key: value.to(self.device) for key, value in self.processor(inputs, instructions).items()}
+        """The prompts of ``inputs`` up to and with the assistant's header, left-padded, on ``device``.
+
+        Where the vision tower takes no gradient, pictures come as its features, and those of a file are computed once.
+        """
+        vision = self._vision if self._vision.usable else None
+        batch = self.processor(inputs, instructions, vision)
+        return {key: value.to(self.device) for key, value in batch.items()}
 
     def append(
         self, batch: Batch, completions: Sequence[Sequence[int]] | Tensor, ret: bool
@@ -208,7 +215,7 @@ class MultimodalEncoder:
         batches.
         """
         inputs = {
-            **batch,
+            **batches.model_inputs(batch, self.hidden_size),
             "position_ids": batches.rope_positions(batch, self._merge_size),
             "use_cache": False,
         }

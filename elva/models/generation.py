@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elva.models.batches import Batch, rope_positions
+from elva.models.batches import Batch, model_inputs, rope_positions
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def next_tokens(logits: Tensor, sampling: Sampling, generator: torch.Generator |
 
 @torch.no_grad()
 def generate(
-    backbone: nn.Module,
+    backbone: Any,
     head: nn.Module,
     batch: Batch,
     merge_size: int,
@@ -94,7 +94,8 @@ def generate(
     if max_new_tokens < 1 or num_generations < 1:
         raise ValueError(f"{max_new_tokens=} and {num_generations=} given, expected at least 1")
     positions = rope_positions(batch, merge_size)
-    out = backbone(**batch, position_ids=positions, use_cache=True)
+    inputs = model_inputs(batch, backbone.config.text_config.hidden_size)
+    out = backbone(**inputs, position_ids=positions, use_cache=True)
     cache = out.past_key_values
     hidden = out.last_hidden_state[:, -1].repeat_interleave(num_generations, 0)
     mask = batch["attention_mask"].repeat_interleave(num_generations, 0)

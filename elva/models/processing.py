@@ -5,17 +5,17 @@ Transformers' processors are not used, because their video part needs torchvisio
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from elva.models.batches import Batch
+from elva.models.cache import TensorCache
 from elva.models.prompts import IMAGE_TOKEN, TURN_END, USER_HEADER, VISION_END, VISION_START, PromptTemplate
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -126,26 +126,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class PixelCache:
-    """Processed pictures of recently used files, least recently used dropped first."""
+class Picture(NamedTuple):
+    """A processed picture: patches [grid_h · grid_w, patch dim] float32, grid [3] int64 (time, height, width).
 
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self.bytes = 0
-        self._entries: OrderedDict[tuple, tuple[Tensor, Tensor]] = OrderedDict()
+    ``key`` names its file's content and the processor's settings; None for a picture that is no file.
+    """
 
-    def get(self, key: tuple) -> tuple[Tensor, Tensor] | None:
-        if key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def put(self, key: tuple, pixels: Tensor, grid: Tensor) -> None:
-        self._entries[key] = (pixels, grid)
-        self.bytes += pixels.nbytes
-        while self.bytes > self.max_bytes:
-            _, (dropped, _) = self._entries.popitem(last=False)
-            self.bytes -= dropped.nbytes
+    pixels: Tensor
+    grid: Tensor
+    key: tuple[Any, ...] | None
 
 
 class InputProcessor:
@@ -161,25 +150,35 @@ class InputProcessor:
         self.prompt = prompt
         self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self.merge_area = int(image_processor.merge_size) ** 2
-        self.cache = PixelCache()
+        self.cache = TensorCache(CACHE_BYTES)
 
     def __call__(
-        self, inputs: Sequence[Any], instructions: str | Sequence[str | None] | None = None
+        self,
+        inputs: Sequence[Any],
+        instructions: str | Sequence[str | None] | None = None,
+        vision: Callable[[Sequence[Picture]], Tensor] | None = None,
     ) -> Batch:
-        """Left-padded batch of n ≥ 1 inputs; ``parse_input`` says what each may be and what is raised."""
+        """Left-padded batch of n ≥ 1 inputs; ``parse_input`` says what each may be and what is raised.
+
+        With ``vision`` the batch holds the pictures' features that it returns, in place of their pixels.
+        """
         items = join_instructions(parse_inputs(inputs), instructions)
         if not items:
             raise ValueError("inputs: an empty list given, expected at least one input")
         pictures = [
-            None if item.image is None else self.pixels(item.image, index) for index, item in enumerate(items)
+            None if item.image is None else self.picture(item.image, index)
+            for index, item in enumerate(items)
         ]
-        sizes = [0 if p is None else int(p[1].prod()) // self.merge_area for p in pictures]
+        sizes = [0 if p is None else int(p.grid.prod()) // self.merge_area for p in pictures]
         rows = self._token_rows([item.text or "" for item in items], sizes)
         batch = self._pad(rows)
         present = [picture for picture in pictures if picture is not None]
         if present:
-            batch["pixel_values"] = torch.cat([pixels for pixels, _ in present])
-            batch["image_grid_thw"] = torch.stack([grid for _, grid in present])
+            batch["image_grid_thw"] = torch.stack([picture.grid for picture in present])
+            if vision is None:
+                batch["pixel_values"] = torch.cat([picture.pixels for picture in present])
+            else:
+                batch["image_features"] = vision(present)
         return batch
 
     def _token_rows(self, texts: list[str], image_tokens: list[int]) -> list[list[int]]:
@@ -204,10 +203,11 @@ class InputProcessor:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self.image_id).long()}
 
-    def pixels(self, image: Path | Image.Image, index: int) -> tuple[Tensor, Tensor]:
-        """Patches [grid_h · grid_w, patch dim] float32 and grid [3] int64 of a picture; files are cached."""
+    def picture(self, image: Path | Image.Image, index: int) -> Picture:
+        """The processed picture; files are cached."""
         if isinstance(image, Image.Image):
-            return self._process(image, f"inputs[{index}]")
+            pixels, grid = self._process(image, f"inputs[{index}]")
+            return Picture(pixels, grid, None)
         status = image.stat()
         settings = self.image_processor
         size = (settings.size["shortest_edge"], settings.size["longest_edge"], settings.patch_size)
@@ -219,8 +219,9 @@ class InputProcessor:
                     found = self._process(opened, f"inputs[{index}] ({image})")
             except OSError as error:
                 raise ValueError(f"inputs[{index}]: {image} is no readable picture: {error}") from error
-            self.cache.put(key, *found)
-        return found
+            self.cache.put(key, found)
+        pixels, grid = found
+        return Picture(pixels, grid, key)
 
     def _process(self, image: Image.Image, where: str) -> tuple[Tensor, Tensor]:
         rgb = to_rgb(image)

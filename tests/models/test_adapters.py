@@ -61,7 +61,7 @@ def test_the_head_and_the_wrapper_agree(adapted, mixed_inputs):
     with torch.no_grad():
         bare = adapted.hidden_states(batch)
         wrapped = adapted.hidden_states(batch, model=adapted.model)
-        logits = adapted.model(**batch, use_cache=False).logits
+        logits = adapted.model(**adapted.processor(mixed_inputs), use_cache=False).logits
     adapted.base_model.model.rope_deltas = None
     torch.testing.assert_close(bare[live], wrapped[live], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(adapted.token_logits(bare)[live], logits[live], atol=1e-5, rtol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from elva.models.processing import PixelCache, parse_input, to_rgb
+from elva.models.processing import parse_input, to_rgb
 from elva.models.prompts import PROMPTS, get_prompt
 
 
@@ -111,20 +111,9 @@ def test_transparency_becomes_white():
 def test_files_are_cached_until_they_change(own_encoder, tmp_path):
     file = tmp_path / "a.png"
     Image.new("RGB", (96, 96), "red").save(file)
-    first, _ = own_encoder.processor.pixels(file, 0)
-    again, _ = own_encoder.processor.pixels(file, 0)
+    first = own_encoder.processor.picture(file, 0).pixels
+    again = own_encoder.processor.picture(file, 0).pixels
     assert again is first
     Image.new("RGB", (64, 96), "blue").save(file)
-    changed, _ = own_encoder.processor.pixels(file, 0)
+    changed = own_encoder.processor.picture(file, 0).pixels
     assert not torch.equal(changed, first)
-
-
-def test_the_cache_is_bounded_and_drops_the_oldest():
-    cache = PixelCache(max_bytes=80)
-    tensors = [torch.zeros(10) for _ in range(3)]  # 40 bytes each
-    for key in range(2):
-        cache.put((key,), tensors[key], torch.ones(3))
-    assert cache.get((0,)) is not None
-    cache.put((2,), tensors[2], torch.ones(3))
-    assert cache.get((1,)) is None and cache.get((0,)) is not None and cache.get((2,)) is not None
-    assert cache.bytes == 80

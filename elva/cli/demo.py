@@ -42,7 +42,7 @@ def _demo(console, data, out, settings, seeds, overrides) -> None:
     from rich.table import Table
 
     from elva.demo import summary
-    from elva.demo.pipeline import load_settings, run_seed
+    from elva.demo.pipeline import load_settings, run_base, run_seed
     from elva.demo.report import write_demo_report
 
     start = time.perf_counter()
@@ -54,10 +54,11 @@ def _demo(console, data, out, settings, seeds, overrides) -> None:
 
     values = load_settings(settings, overrides)
     root = data or _scenes(out, values["scenes"], announce)
+    base = run_base(values, root, out / "base", announce)
     runs = []
     for seed in seeds:
         announce(f"seed {seed}")
-        runs.append(run_seed(values, root, out / f"seed{seed}", seed, announce))
+        runs.append(run_seed(values, base, root, out / f"seed{seed}", seed, announce))
     header, rows = summary.table(runs)
     table = Table(title=f"ELVA on {root}")
     for number, column in enumerate(header):

@@ -1,4 +1,4 @@
-"""Stages and arms of the demo, each resumable: base → text → instruct, then the arms from the same stage-2 model."""
+"""Stages and arms of the demo, each resumable: base once; then for every seed text → instruct and the arms."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from elva.training.config import CONFIGS, ConfigError, build, set_override
 from elva.training.run import run_stage
 
 STAGE_2 = "stage 2"
+BASE_SEED = 0
+Announce = Callable[[str], None]
 
 
 @dataclass
@@ -56,16 +58,25 @@ def load_settings(name_or_path: str, overrides: list[str] | None = None) -> dict
     return settings
 
 
+def run_base(settings: dict[str, Any], data: Path, output: Path, announce: Announce) -> Path:
+    """Run (or finish) the base stage in ``output``; returns its model's directory.
+
+    One for all seeds: it stands in for the pretrained model, of which a researcher has one too.
+    """
+    base = settings["base"]
+    return Path(_stage(base, "base", base["model"], data, output, BASE_SEED, announce)[0])
+
+
 def run_seed(
-    settings: dict[str, Any], data: Path, output: Path, seed: int, announce: Callable[[str], None]
+    settings: dict[str, Any], base: Path, data: Path, output: Path, seed: int, announce: Announce
 ) -> DemoRun:
-    """Run (or finish) everything of one seed below ``output``."""
-    histories: dict[str, list[dict[str, Any]]] = {}
+    """Run (or finish) what one seed trains and measures below ``output``, from the model of :func:`run_base`."""
     results: dict[str, Results] = {}
     arms: dict[str, ArmRun] = {}
     models: dict[str, Path] = {}
-    model = settings["base"]["model"]
-    for stage in ("base", "text", "instruct"):
+    histories = {"base": _history(base.parent)}
+    model = str(base)
+    for stage in ("text", "instruct"):
         model, histories[stage], _ = _stage(
             settings[stage], stage, model, data, output / stage, seed, announce
         )
@@ -94,7 +105,7 @@ def _stage(
     data: Path,
     output: Path,
     seed: int,
-    announce: Callable[[str], None],
+    announce: Announce,
     name: str | None = None,
 ) -> tuple[str, list[dict[str, Any]], float]:
     config = build(
@@ -107,9 +118,14 @@ def _stage(
         with atomic_file(record) as temporary:
             temporary.write_text(json.dumps(time.perf_counter() - start), encoding="utf-8")
     seconds = json.loads(record.read_text(encoding="utf-8"))
-    history = json.loads((output / "history.json").read_text(encoding="utf-8"))
+    history = _history(output)
     announce(f"{name or stage}: {seconds:.0f} s, loss {_first_last(history)}")
     return str(trained), history, seconds
+
+
+def _history(output: Path) -> list[dict[str, Any]]:
+    history: list[dict[str, Any]] = json.loads((output / "history.json").read_text(encoding="utf-8"))
+    return history
 
 
 def _measure(
@@ -119,7 +135,7 @@ def _measure(
     data: Path,
     directory: Path,
     seed: int,
-    announce: Callable[[str], None],
+    announce: Announce,
 ) -> Results:
     from elva.evaluation.retrieval import evaluate
     from elva.models.encoder import MultimodalEncoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -22,7 +23,7 @@ from elva.data.scenes.matching import Mention, Spec, describe, matches, violatio
 from elva.data.scenes.multigrain import Cluster, build_clusters
 from elva.data.scenes.pools import Matcher, Pools
 from elva.data.scenes.questions import canonical
-from elva.data.scenes.world import Scene
+from elva.data.scenes.world import COLOURS, SHAPES, USUAL, Scene
 
 Recorded = tuple[str, tuple[Any, ...], Pools, tuple[str, ...]]
 
@@ -211,6 +212,15 @@ def test_captioned_pictures_exist_and_name_what_queries_seldom_do(
     pictures = list(read_captions(root))
     assert pictures and all((root / picture.image).is_file() for picture in pictures)
     texts = [text for picture in pictures for text in picture.captions]
-    assert len(texts) == 2 * len(pictures)
+    assert len(texts) == build.CAPTIONS * len(pictures)
     patterned = sum(any(word in text for word in ("strip", "dot", "check")) for text in texts)
     assert patterned > 0.4 * len(texts)
+
+
+def test_captioned_pictures_show_unusual_colours_too(
+    generated: tuple[MBEIRDirectory, list[Recorded]],
+) -> None:
+    texts = [text.lower() for picture in read_captions(generated[0].root) for text in picture.captions]
+    phrases = re.findall(rf"({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})", " ; ".join(texts))
+    usual = sum(USUAL[shape][0] == colour for colour, shape in phrases)
+    assert len(phrases) > 30 and usual < 0.35 * len(phrases), (usual, len(phrases))

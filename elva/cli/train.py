@@ -22,7 +22,7 @@ def _train(stage: str, config: Path | None, overrides: list[str] | None) -> None
 
     try:
         model = run_stage(load_config(stage, config, overrides))
-    except (ConfigError, DataError, FileNotFoundError, FloatingPointError) as error:
+    except (ConfigError, DataError, OSError, FloatingPointError) as error:
         typer.echo(f"elva train {stage}: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(str(model))

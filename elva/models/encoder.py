@@ -75,11 +75,12 @@ class MultimodalEncoder:
         """Load a directory written by ``save_pretrained``, or any Qwen-VL checkpoint (directory or hub name).
 
         ``dtype`` None: the checkpoint's own. ``device`` None: a GPU if there is one.
-        ValueError for another architecture.
+        FileNotFoundError for a path without a directory; ValueError for another architecture.
         """
         import transformers
 
         name = str(path_or_name)
+        _require_directory(name)
         model_config = transformers.AutoConfig.from_pretrained(name)
         if model_config.model_type not in ARCHITECTURES:
             raise ValueError(
@@ -275,6 +276,16 @@ class MultimodalEncoder:
     def decode_summary(self, ids: Sequence[int]) -> str:
         """The summary's text, without ``[RET]`` or other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def _require_directory(name: str) -> None:
+    """A hub name is `name` or `owner/name`; for anything else the hub would answer with advice that misleads."""
+    looks_like_path = name.count("/") > 1 or name.startswith((".", "/", "~"))
+    if looks_like_path and not Path(name).is_dir():
+        raise FileNotFoundError(
+            f"path_or_name: no model directory at {name}, expected one that save_pretrained or an earlier stage wrote, "
+            "or a name on the Hugging Face Hub"
+        )
 
 
 def _register_ret(model: Any, tokenizer: Any) -> int:

@@ -184,3 +184,9 @@ def test_bad_encode_options(tiny_encoder):
         tiny_encoder.encode(["a"], mode="fast")
     with pytest.raises(ValueError, match="batch_size: 0"):
         tiny_encoder.encode(["a"], batch_size=0)
+
+
+@pytest.mark.parametrize("name", ["runs/some/model", "./model", "/no/model"])
+def test_a_missing_directory_is_not_sought_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match=rf"no model directory at {name}"):
+        MultimodalEncoder.from_pretrained(name)

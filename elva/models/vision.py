@@ -18,14 +18,14 @@ CACHE_BYTES = 1024 * 2**20
 class FrozenVision:
     """Pictures → image features ``[tokens, H · (1 + deepstack levels)]``, without gradient, in the pictures' order.
 
-    Features of files are kept (least recently used dropped first) for as long as the tower's weights are the same
-    tensors in the same state; pictures that are no files are encoded anew each time. Qwen3-VL's deepstack features
-    stand beside the last layer's.
+    Features of files are kept on the tower's device (``CACHE_BYTES``, least recently used dropped first) for as long
+    as the tower's weights are the same tensors in the same state; pictures that are no files are encoded anew each
+    time. Qwen3-VL's deepstack features stand beside the last layer's.
     """
 
-    def __init__(self, backbone: nn.Module, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
-        self.cache = TensorCache(max_bytes)
+        self.cache = TensorCache(CACHE_BYTES)
         self._state: tuple[Any, ...] = ()
 
     @property

@@ -32,6 +32,7 @@ from elva.data.scenes.world import (
     USUAL,
     Scene,
     Thing,
+    plain_version,
     sample_scene,
 )
 
@@ -167,3 +168,19 @@ def test_objects_stand_where_the_scene_says() -> None:
     }.items():
         red = np.abs(pixels(PAIR.with_relation(relation)) - INK["red"][0]).sum(-1) < 40
         assert red[region].sum() == red.sum() > 300
+
+
+def test_plain_versions_lose_textures_and_nothing_else():
+    rng = random.Random(0)
+    drawn = scenes(300, usual=False)
+    plain = [plain_version(rng, scene, 0.4) for scene in drawn]
+    textured = [
+        (before, after)
+        for one, other in zip(drawn, plain, strict=True)
+        for before, after in zip(one.things, other.things, strict=True)
+        if before.texture != "solid"
+    ]
+    lost = sum(after.texture == "solid" for _, after in textured) / len(textured)
+    assert 0.33 < lost < 0.47
+    assert all(replace(after, texture=before.texture) == before for before, after in textured)
+    assert plain_version(rng, drawn[0], 0.0) == drawn[0]

@@ -15,7 +15,7 @@ from elva.data.scenes.draw import draw
 from elva.data.scenes.matching import describe, sample_rich_mention
 from elva.data.scenes.multigrain import GRAIN_COUNTS, build_clusters
 from elva.data.scenes.pools import Matcher, Pools
-from elva.data.scenes.world import Scene, sample_scene
+from elva.data.scenes.world import Scene, plain_version, sample_scene
 from elva.data.writer import MBEIRWriter
 from elva.files import atomic_directory
 from elva.progress import track
@@ -27,6 +27,8 @@ SMALLEST, SMALLEST_IMAGE = 20, 32
 CAPTIONED = 3
 """Captioned pictures for the base stage, for every training scene."""
 CAPTIONS = 3
+PLAIN = 0.4
+"""Share of the captioned pictures' objects that lose their texture: plain ones teach a small tower the shapes."""
 TRAIN_RATES = {0: 0.6, 1: 0.2, 2: 0.2, 3: 0.6, 4: 0.15, 6: 0.2, 7: 0.15, 8: 0.1}
 """Training queries per scene, by task: 2.2 in all."""
 INSTRUCTIONS = {
@@ -143,13 +145,13 @@ class _Builder:
     def _captioned(self, size: int) -> None:
         """Pictures of further scenes with captions that name random subsets of their grains, for the base stage.
 
-        Their colours and textures are uniform: a pretrained model knows that stars need not be yellow. It is the
-        retrieval stages that see mostly usual ones.
+        Colours and textures do not depend on the shape: a pretrained model knows that stars need not be yellow. It
+        is the retrieval stages that see mostly usual ones.
         """
         rng = self._rng("captions")
         pictures = []
         for _ in track(range(size), "Captioned pictures"):
-            scene = self._new_scene(rng, usual=False)
+            scene = self._new_scene(rng, usual=False, plain=PLAIN)
             texts = tuple(caption(scene, sample_rich_mention(scene, rng), rng)[0] for _ in range(CAPTIONS))
             pictures.append(CaptionedPicture(self._draw("captions", scene, rng), texts))
         write_captions(self._writer.root, pictures)
@@ -172,9 +174,9 @@ class _Builder:
         path = f"mbeir_images/scenes/{folder}/{next(self._images):06d}.png"
         return self._writer.save_image(path, draw(scene, rng, self._image_size))
 
-    def _new_scene(self, rng: random.Random, usual: bool) -> Scene:
+    def _new_scene(self, rng: random.Random, usual: bool, plain: float = 0.0) -> Scene:
         while True:
-            scene = sample_scene(rng, usual)
+            scene = plain_version(rng, sample_scene(rng, usual), plain)
             if scene.identity not in self._taken:
                 self._taken.add(scene.identity)
                 return scene

@@ -16,7 +16,8 @@ Point = tuple[float, float]
 UNITS = 96.0
 """The picture's side in the units of the constants below (pixels at the default size)."""
 SUPERSAMPLING = 2
-DIAMETER = {"large": {1: 42.0, 2: 38.0, 3: 30.0}, "small": {1: 26.0, 2: 24.0, 3: 22.0}}
+DIAMETER = {"large": {1: 46.0, 2: 43.0, 3: 31.0}, "small": {1: 33.0, 2: 31.0, 3: 24.0}}
+"""By number of copies: as large as the cells allow, for a small tower sees shapes only where they fill patches."""
 ANGLES = (-10, -5, 0, 5, 10)
 ORIENTATIONS = ("horizontal", "vertical", "diagonal")
 PERIOD = {"striped": 7.0, "dotted": 7.5, "checkered": 11.0}
@@ -33,7 +34,9 @@ INK = {
     "pink": ((244, 112, 178), (255, 255, 255)),
     "black": ((24, 24, 26), (255, 255, 255)),
 }
-"""Each colour, and the second tone of its stripes, dots and checks."""
+"""Each colour, and the tone that its stripes, dots and checks tend to."""
+CONTRAST = 0.65
+"""How far they go there: patterns stronger than the outlines hide the shapes from a small tower."""
 GROUND_INK = {
     "white": (250, 250, 250),
     "grey": (158, 160, 164),
@@ -162,7 +165,8 @@ _POLYGONS: dict[str, list[Point]] = {
 @cache
 def _tile(colour: str, texture: str, orientation: str, scale: float) -> Image.Image:
     """A patch of a texture, large enough to crop any object from at any phase."""
-    first, second = INK[colour]
+    first, towards = INK[colour]
+    second = tuple(round(a + CONTRAST * (b - a)) for a, b in zip(first, towards, strict=True))
     side = round(TILE * scale)
     tile = Image.new("RGB", (side, side), first)
     pen = ImageDraw.Draw(tile)
@@ -186,7 +190,7 @@ def _tile(colour: str, texture: str, orientation: str, scale: float) -> Image.Im
 
 
 def _stripes(
-    pen: ImageDraw.ImageDraw, side: int, period: float, orientation: str, ink: tuple[int, int, int]
+    pen: ImageDraw.ImageDraw, side: int, period: float, orientation: str, ink: tuple[int, ...]
 ) -> None:
     width = round(0.45 * period)
     if orientation == "diagonal":

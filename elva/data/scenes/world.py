@@ -134,6 +134,14 @@ def sample_scene(rng: random.Random, usual: bool) -> Scene:
     return Scene(things, cells, rng.choice(GROUNDS))
 
 
+def plain_version(rng: random.Random, scene: Scene, probability: float) -> Scene:
+    """The scene with each object's texture made solid with ``probability``."""
+    for index in range(len(scene.things)):
+        if rng.random() < probability:
+            scene = scene.with_thing(index, texture="solid")
+    return scene
+
+
 def sample_colour(rng: random.Random, shape: str, usual: bool) -> str:
     """A colour for a shape: its usual one with probability 0.75 (``usual``), or uniform."""
     return _usual_or_other(rng, USUAL[shape][0], COLOURS) if usual else rng.choice(COLOURS)

@@ -4,5 +4,15 @@ from __future__ import annotations
 
 from elva.ops.infonce import infonce, infonce_reference
 from elva.ops.rank_reward import RankReward, rank_reward, rank_reward_reference
+from elva.ops.tiered_rank import TieredRank, tiered_rank, tiered_rank_reference
 
-__all__ = ["RankReward", "infonce", "infonce_reference", "rank_reward", "rank_reward_reference"]
+__all__ = [
+    "RankReward",
+    "TieredRank",
+    "infonce",
+    "infonce_reference",
+    "rank_reward",
+    "rank_reward_reference",
+    "tiered_rank",
+    "tiered_rank_reference",
+]

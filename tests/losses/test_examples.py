@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-MODULES = ["ops.infonce", "losses.elva", "losses.grpo", "losses.infonce", "losses.rewards", "losses.tiered_rank", "ops.tiered_rank"]
+MODULES = ["ops.infonce", "losses.elva", "losses.grpo", "losses.infonce", "losses.rewards", "losses.tiered_rank", "ops.tiered_rank", "ops.similarity_topk"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-MODULES = ("rank_reward", "rewards", "similarity_topk", "tiered_rank")
+MODULES = ("linear_logprob", "rank_reward", "rewards", "similarity_topk", "tiered_rank")
 HALF = "*bf16"
 
 
@@ -32,6 +32,9 @@ _REWARD = Variant(
 _TIERS = {"rank_ptr": "*i64", "tier_ptr": "*i64", "mask_ptr": "*u8", "ceiling": "fp32", "scale": "fp32"}
 
 VARIANTS: dict[str, Variant] = {
+    "advance_kernel": Variant(
+        {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
+    ),
     "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
     "inverse_norms_kernel": Variant(
         {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_R": 16, "BLOCK_D": 256}

@@ -15,7 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--benchmark", action="store_true", help="Run the benchmarks of benchmarks/ in place of the tests."
     )
     group.addoption(
-        "--benchmark-large", action="store_true", help="With --benchmark: the largest cases too (minutes each)."
+        "--benchmark-large",
+        action="store_true",
+        help="With --benchmark: the largest cases too (minutes each).",
     )
 
 

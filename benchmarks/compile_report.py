@@ -54,7 +54,9 @@ def compile_kernel(name: str, target: str) -> Compiled:
         binary = compile_source(source, target=_target(target), options={"num_warps": variant.warps})
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        return Compiled(name, target, -1, -1, -1, -1, variant.spill_budget, f"{type(error).__name__}: {reason}")
+        return Compiled(
+            name, target, -1, -1, -1, -1, variant.spill_budget, f"{type(error).__name__}: {reason}"
+        )
     registers, spilled = _amd_usage(binary) if "amdgcn" in binary.asm else _nvidia_usage(binary)
     assembly = binary.asm.get("amdgcn") or binary.asm["ptx"]
     return Compiled(
@@ -82,7 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
     failed = [row for row in found if row.fails]
     for name in missing:
         print(f"{name}: in only one of kernels/triton and benchmarks/kernel_variants.py")
-    print(f"{len(found)} kernels compiled for {', '.join(targets)}: {len(failed)} failed, {len(missing)} without a variant")
+    summary = f"{len(failed)} failed, {len(missing)} without a variant"
+    print(f"{len(found)} kernels compiled for {', '.join(targets)}: {summary}")
     return 1 if failed or missing else 0
 
 

@@ -27,7 +27,14 @@ def timed(benchmark: Any, ceilings: Callable[[str], Ceilings]) -> Callable[..., 
     """Time one contender on a problem whose equality check has passed, and note what it used."""
 
     def run(
-        operator: str, size: str, contender: str, device: str, work: Work, function: Callable[[], Any], *, rounds: int
+        operator: str,
+        size: str,
+        contender: str,
+        device: str,
+        work: Work,
+        function: Callable[[], Any],
+        *,
+        rounds: int,
     ) -> None:
         def step() -> None:
             function()

@@ -23,7 +23,13 @@ class Variant:
     spill_budget: int = 0
 
 
-_VECTORS = {"query_ptr": HALF, "positive_ptr": HALF, "negatives_ptr": HALF, "candidates_ptr": HALF, "vectors_ptr": HALF}
+_VECTORS = {
+    "query_ptr": HALF,
+    "positive_ptr": HALF,
+    "negatives_ptr": HALF,
+    "candidates_ptr": HALF,
+    "vectors_ptr": HALF,
+}
 _REWARD_SCALARS = dict.fromkeys(("delta", "gamma", "alpha", "epsilon", "inverse_log_base"), "fp32")
 _REWARD = Variant(
     {"mask_ptr": "*u8", "rank_ptr": "*i64", **_REWARD_SCALARS},

@@ -18,7 +18,10 @@ DEVICES = [
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
 # Q, M, D, k
-SIZES = {"1,024 of 50k, k 50": (1024, 50_000, 768, 50), "large, 1,024 of 200k, k 100": (1024, 200_000, 768, 100)}
+SIZES = {
+    "1,024 of 50k, k 50": (1024, 50_000, 768, 50),
+    "large, 1,024 of 200k, k 100": (1024, 200_000, 768, 100),
+}
 Search = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -39,10 +42,11 @@ CONTENDERS: dict[str, Search] = {
 @cache
 def problem(size: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Unit vectors, and the exact scores' k-th best for 32 sampled queries."""
-    queries, pool, dim, k = SIZES[size]
+    queries, pool, dim, _ = SIZES[size]
     generator = torch.Generator().manual_seed(0)
     query, keys = (
-        torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1) for n in (queries, pool)
+        torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1)
+        for n in (queries, pool)
     )
     sample = query[:: queries // 32].double()
     scores = torch.cat([sample @ part.double().T for part in keys.split(20_000)], 1)

@@ -45,7 +45,9 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def step(function: Callable[[Tensor, Tensor], Tensor], similarity: Tensor, between: Tensor) -> tuple[Tensor, Tensor]:
+def step(
+    function: Callable[[Tensor, Tensor], Tensor], similarity: Tensor, between: Tensor
+) -> tuple[Tensor, Tensor]:
     out = function(similarity, between)
     return out, torch.autograd.grad(out.sum(), similarity)[0]
 

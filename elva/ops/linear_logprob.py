@@ -146,7 +146,12 @@ def _composite(
 
 
 def _hidden_gradient(
-    grad_logprob: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, expected: Tensor, temperature: float
+    grad_logprob: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    expected: Tensor,
+    temperature: float,
 ) -> Tensor:
     scale = (grad_logprob / temperature)[:, None]
     return (scale * (weight[targets].to(expected.dtype) - expected)).to(hidden.dtype)

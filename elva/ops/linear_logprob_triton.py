@@ -6,7 +6,6 @@ With ``TRITON_INTERPRET=1`` set before the import, it also runs on CPU tensors.
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
 from elva.kernels.linear_logprob import advance_kernel

@@ -1,6 +1,8 @@
 """The k best keys of every query, found without ever holding the query-key similarities.
 
-    values_b, indices_b = the k largest of { s(q_b, k_m) : s <= ceiling_b, m not excluded for b },  ties: smaller m first
+    values_b, indices_b = the k largest of { s(q_b, k_m) : s <= ceiling_b, m not excluded for b }
+
+(of equal ones the smaller m first).
 
 The dispatcher's operator is ``elva::similarity_topk_``: it takes a block of keys and brings each query's running k
 best up to date, so that keys may be in memory, mapped from a file, or come as a stream of blocks.

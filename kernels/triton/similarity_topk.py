@@ -49,7 +49,9 @@ def merge_kernel(
         column = start + tl.arange(0, CHUNK)
         score = tl.load(scores_ptr + column, mask=column < width, other=-float("inf"))
         if COSINE:
-            score *= tl.load(query_scale_ptr + row) * tl.load(key_scale_ptr + column, mask=column < width, other=0.0)
+            score *= tl.load(query_scale_ptr + row) * tl.load(
+                key_scale_ptr + column, mask=column < width, other=0.0
+            )
         # NaN fails the comparison as well.
         usable = (column < width) & (score > -float("inf"))
         if HAS_CEILING:

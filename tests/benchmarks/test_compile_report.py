@@ -30,10 +30,15 @@ def test_compiles_within_its_budget(name, target):
 
 def test_a_kernel_that_fails_is_said_and_counted(monkeypatch, capsys):
     def broken(name: str, target: str) -> Compiled:
-        return Compiled(name, target, 255, 512, 0, 0, 0, "CompilationError: no" if name == "ranks_kernel" else "")
+        return Compiled(
+            name, target, 255, 512, 0, 0, 0, "CompilationError: no" if name == "ranks_kernel" else ""
+        )
 
     monkeypatch.setattr("benchmarks.compile_report.compile_kernel", broken)
     assert main(["--target", "sm_90"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert any("CompilationError: no" in line for line in lines)
-    assert lines[-1] == f"{len(VARIANTS)} kernels compiled for sm_90: {len(VARIANTS)} failed, 0 without a variant"
+    assert (
+        lines[-1]
+        == f"{len(VARIANTS)} kernels compiled for sm_90: {len(VARIANTS)} failed, 0 without a variant"
+    )

@@ -27,7 +27,9 @@ def run_fallback(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any
         def forward(ctx: Any, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(library, "_warned", True)
-                logprob, entropy, _, ctx.expected = _composite(hidden, weight.detach(), targets, temperature, True)
+                logprob, entropy, _, ctx.expected = _composite(
+                    hidden, weight.detach(), targets, temperature, True
+                )
             ctx.hidden, ctx.temperature = hidden, temperature
             return logprob, entropy
 
@@ -56,7 +58,12 @@ def problem(
 
 
 def results(
-    function: Callable[..., LinearLogprob], hidden: Tensor, weight: Tensor, targets: Tensor, head: bool, **options: Any
+    function: Callable[..., LinearLogprob],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    head: bool,
+    **options: Any,
 ) -> list[Tensor]:
     """logprob, entropy, gradient of hidden, and of weight on request, for fixed upstream gradients."""
     hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_(head)
@@ -67,7 +74,12 @@ def results(
 
 
 def assert_as_defined(
-    function: Callable[..., LinearLogprob], hidden: Tensor, weight: Tensor, targets: Tensor, head: bool, **options: Any
+    function: Callable[..., LinearLogprob],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    head: bool,
+    **options: Any,
 ) -> None:
     found = results(function, hidden, weight, targets, head, **options)
     plain = results(linear_logprob_reference, hidden, weight, targets, head, **options)
@@ -78,7 +90,12 @@ def assert_as_defined(
         assert value.dtype == other.dtype and value.shape == true.shape
         error, of_plain = (value.double() - true).abs(), (other.double() - true).abs()
         # Units in the last place of the logits, which the exponential makes relative errors.
-        bound = 4 * torch.finfo(torch.float32).eps * largest * (1 + true.abs().max().item() if true.numel() else 1)
+        bound = (
+            4
+            * torch.finfo(torch.float32).eps
+            * largest
+            * (1 + true.abs().max().item() if true.numel() else 1)
+        )
         small = bound + torch.finfo(value.dtype).eps * true.abs()
         assert (error <= 2 * of_plain + small).all()
 
@@ -143,13 +160,17 @@ def test_strides():
     hidden, weight, targets = problem(4, 6, 10, 300)
     wide = [x.repeat_interleave(2, dim=1)[:, ::2] for x in (hidden, weight)]
     assert_as_defined(linear_logprob, *wide, targets, head=True)
-    assert_as_defined(linear_logprob, hidden.t().contiguous().t(), weight.t().contiguous().t(), targets, head=False)
+    assert_as_defined(
+        linear_logprob, hidden.t().contiguous().t(), weight.t().contiguous().t(), targets, head=False
+    )
 
 
 def test_gradcheck():
     hidden, weight, targets = problem(5, 4, 3, 6, torch.float64)
     inputs = (hidden.requires_grad_(), weight.requires_grad_())
-    assert torch.autograd.gradcheck(lambda h, w: linear_logprob(h, w, targets, temperature=0.8).logprob, inputs)
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_logprob(h, w, targets, temperature=0.8).logprob, inputs
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -181,11 +202,19 @@ def test_compiles_into_one_graph():
     ("change", "error", "message"),
     [
         ({"hidden": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "hidden has dtype torch.int64"),
-        ({"weight": torch.zeros(5, 3).double()}, TypeError, "weight has dtype torch.float64; expected that of hidden"),
+        (
+            {"weight": torch.zeros(5, 3).double()},
+            TypeError,
+            "weight has dtype torch.float64; expected that of hidden",
+        ),
         ({"hidden": torch.zeros(3)}, ValueError, r"hidden has shape \[3\]; expected \[T, H\]"),
         ({"weight": torch.zeros(5, 4)}, ValueError, r"weight has shape \[5, 4\]; expected \[V, 3\]"),
         ({"targets": torch.zeros(2)}, TypeError, "targets has dtype torch.float32; expected torch.int64"),
-        ({"targets": torch.zeros(3, dtype=torch.int64)}, ValueError, r"targets has shape \[3\]; expected \[2\]"),
+        (
+            {"targets": torch.zeros(3, dtype=torch.int64)},
+            ValueError,
+            r"targets has shape \[3\]; expected \[2\]",
+        ),
         ({"targets": torch.tensor([0, 5])}, ValueError, "targets holds 5; expected 0 to 4"),
         ({"trainable_rows": torch.tensor([-1])}, ValueError, "trainable_rows holds -1"),
         ({"temperature": 0.0}, ValueError, "temperature is 0.0; expected a finite number above 0"),

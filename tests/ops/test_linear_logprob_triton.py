@@ -40,10 +40,13 @@ def test_interpreted_sweep(
     found = triton_backend.forward(hidden, *arguments)
     plain = _composite(hidden, *arguments)
     exact = _composite(hidden.double(), weight.double(), *arguments[1:])
-    for name, value, other, true in zip(("logprob", "entropy", "logsumexp", "expected"), found, plain, exact, strict=True):
+    names = ("logprob", "entropy", "logsumexp", "expected")
+    for name, value, other, true in zip(names, found, plain, exact, strict=True):
         # The probabilities enter the second product in the head's dtype.
         unit = torch.finfo(dtype if name == "expected" else torch.float32).eps
-        small = 20 * torch.finfo(torch.float32).eps + 4 * unit * true.abs() + (unit if name == "expected" else 0)
+        small = (
+            20 * torch.finfo(torch.float32).eps + 4 * unit * true.abs() + (unit if name == "expected" else 0)
+        )
         assert value.dtype == torch.float32
         assert ((value.double() - true).abs() <= 2 * (other.double() - true).abs() + small).all(), name
 

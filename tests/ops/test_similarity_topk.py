@@ -52,7 +52,9 @@ def assert_found(found: TopK, query: Tensor, keys: Tensor, similarity: str, allo
             assert ((best - exact[row, ids]).abs() <= 2 * slack[row, good].max()).all()
 
 
-def problem(seed: int, queries: int, keys: int, dim: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def problem(
+    seed: int, queries: int, keys: int, dim: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(n, dim, generator=generator).to(DEVICE, dtype) for n in (queries, keys))
 
@@ -75,9 +77,11 @@ def test_equals_sorting(backend, seed, queries, keys, dim, k, similarity, ceilin
     exact = exact_scores(query, pool, similarity)
     if ceiling == "rows":
         ceiling = torch.randn(queries, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    limit = torch.full((queries,), math.inf).double() if ceiling is None else torch.as_tensor(ceiling).double().cpu().expand(queries)
+    limit = torch.as_tensor(math.inf if ceiling is None else ceiling).double().cpu().expand(queries)
     generator = torch.Generator().manual_seed(seed + 1)
-    exclude = [torch.randint(0, max(keys, 1), (excluded,), generator=generator).tolist() for _ in range(queries)]
+    exclude = [
+        torch.randint(0, max(keys, 1), (excluded,), generator=generator).tolist() for _ in range(queries)
+    ]
     allowed = exact <= limit[:, None]
     # Within rounding of the ceiling either answer is right.
     if ((exact - limit[:, None]).abs() < 1e-5 * (1 + exact.abs())).any():
@@ -99,7 +103,9 @@ def test_many_tiles_and_query_blocks(backend, similarity):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_largest_k(backend):
     query, pool = problem(1, 2, 3000, 8)
-    assert_found(BACKENDS[backend](query, pool, 1024), query, pool, "dot", torch.ones(2, 3000, dtype=torch.bool))
+    assert_found(
+        BACKENDS[backend](query, pool, 1024), query, pool, "dot", torch.ones(2, 3000, dtype=torch.bool)
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -133,7 +139,12 @@ def test_streams_arrays_and_memory_maps_equal_one_tensor(tmp_path):
     whole = similarity_topk(query, pool, 20)
     path = tmp_path / "keys.npy"
     np.save(path, pool.numpy())
-    for keys in (pool.numpy(), np.load(path, mmap_mode="r"), pool.split(123), iter(np.array_split(pool.numpy(), 7))):
+    for keys in (
+        pool.numpy(),
+        np.load(path, mmap_mode="r"),
+        pool.split(123),
+        iter(np.array_split(pool.numpy(), 7)),
+    ):
         found = similarity_topk(query, keys, 20)
         assert torch.equal(found.indices, whole.indices)
         torch.testing.assert_close(found.values, whole.values)
@@ -170,7 +181,9 @@ def test_opcheck(screen):
     ceiling = torch.full((3,), 2.0, device=DEVICE)
     op = torch.ops.elva.similarity_topk_.default
     for arguments in ((None, None), (ceiling, exclude)):
-        torch.library.opcheck(op, (query, pool, *arguments, 0, False, screen, values.clone(), indices.clone()))
+        torch.library.opcheck(
+            op, (query, pool, *arguments, 0, False, screen, values.clone(), indices.clone())
+        )
 
 
 def test_compiles_into_one_graph():

@@ -23,7 +23,9 @@ interpreted = pytest.mark.skipif(
 )
 
 
-def run(update: Callable[..., None], query: Tensor, blocks: list[Tensor], k: int, *options) -> tuple[Tensor, Tensor]:
+def run(
+    update: Callable[..., None], query: Tensor, blocks: list[Tensor], k: int, *options
+) -> tuple[Tensor, Tensor]:
     ceiling, exclude, cosine = options
     values = torch.full((query.shape[0], k), -math.inf)
     indices = torch.full((query.shape[0], k), -1)

@@ -21,7 +21,9 @@ DEFAULTS = {"temperature": 0.05, "num_tiers": 3, "false_negative_threshold": Non
 
 
 def run_autograd(function: Callable[..., TieredRank]) -> Callable[..., Result]:
-    def run(similarity: Tensor, between: Tensor, mask: Tensor | None, upstream: Tensor, options: dict) -> Result:
+    def run(
+        similarity: Tensor, between: Tensor, mask: Tensor | None, upstream: Tensor, options: dict
+    ) -> Result:
         similarity = similarity.detach().requires_grad_()
         out = function(similarity, between, mask, **options)
         (grad,) = torch.autograd.grad(out.logsumexp, similarity, upstream.to(out.logsumexp))
@@ -30,7 +32,9 @@ def run_autograd(function: Callable[..., TieredRank]) -> Callable[..., Result]:
     return run
 
 
-def run_fallback(similarity: Tensor, between: Tensor, mask: Tensor | None, upstream: Tensor, options: dict) -> Result:
+def run_fallback(
+    similarity: Tensor, between: Tensor, mask: Tensor | None, upstream: Tensor, options: dict
+) -> Result:
     rows = _rows(similarity, between, mask, **{**DEFAULTS, **options})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "_warned", True)
@@ -46,7 +50,9 @@ BACKENDS: dict[str, Callable[..., Result]] = {
 }
 
 
-def define_row(between: list[float], used: list[bool], options: dict[str, Any]) -> tuple[list[int], list[int]]:
+def define_row(
+    between: list[float], used: list[bool], options: dict[str, Any]
+) -> tuple[list[int], list[int]]:
     """Ranks and tiers of one row."""
     ceiling, edges = options["false_negative_threshold"], options["tier_edges"]
     kept = [i for i, use in enumerate(used) if use and (ceiling is None or not between[i] > ceiling)]
@@ -70,14 +76,14 @@ def assert_as_defined(
     upstream = torch.randn(similarity.shape[0], count, generator=generator).to(similarity.device)
     out, grad = BACKENDS[backend](similarity, between, mask, upstream, options)
     used = torch.ones_like(between, dtype=torch.bool) if mask is None else mask
-    rows = [
-        define_row(b, u, options)
-        for b, u in zip(between.double().tolist(), used.tolist(), strict=True)
-    ]
+    rows = [define_row(b, u, options) for b, u in zip(between.double().tolist(), used.tolist(), strict=True)]
     assert out.rank.tolist() == [ranks for ranks, _ in rows]
     assert out.tier.tolist() == [tiers for _, tiers in rows]
 
-    exact, exact_grad = torch.full((len(rows), count), -math.inf).double(), torch.zeros_like(similarity).double()
+    exact, exact_grad = (
+        torch.full((len(rows), count), -math.inf).double(),
+        torch.zeros_like(similarity).double(),
+    )
     for r, (_, tiers) in enumerate(rows):
         for t in range(1, count + 1):
             here = [i for i, tier in enumerate(tiers) if tier == t]
@@ -225,8 +231,16 @@ def test_compiles_into_one_graph():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"similarity": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "similarity must be floating point"),
-        ({"between": torch.zeros(2, 4)}, ValueError, r"between must have the shape of similarity, \[2, 3\], got"),
+        (
+            {"similarity": torch.zeros(2, 3, dtype=torch.int64)},
+            TypeError,
+            "similarity must be floating point",
+        ),
+        (
+            {"between": torch.zeros(2, 4)},
+            ValueError,
+            r"between must have the shape of similarity, \[2, 3\], got",
+        ),
         ({"mask": torch.zeros(2, 3)}, TypeError, "mask must be bool"),
         ({"mask": torch.zeros(3, dtype=torch.bool)}, ValueError, "mask must have the shape of similarity"),
         ({"similarity": torch.tensor(1.0)}, ValueError, r"similarity must have shape \[..., N\]"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
@@ -63,3 +64,18 @@ def large(request: pytest.FixtureRequest) -> None:
     """Asks for --benchmark-large."""
     if not request.config.option.benchmark_large:
         pytest.skip("a large case: --benchmark-large runs it")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What a figure depends on, and no more: the machine's name and paths stay out of saved runs."""
+    machine_info.pop("node", None)
+    machine_info["versions"] = {name: _version(name) for name in ("torch", "triton", "faiss-cpu", "elva")}
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"

@@ -192,7 +192,7 @@ def _infonce_backward(
     tau = temperature.to(q.dtype)
     grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k)
     grad_temperature = torch.zeros_like(tau)
-    for part in _parts(*q.shape[:1], k.shape[0]):
+    for part in _parts(q.shape[0], k.shape[0]):
         scores = kept[part] if kept.shape[0] else _scores(q[part], k, temperature)
         grad_scores = torch.exp(scores - row_lse[part, None])
         if allowed is not None:

@@ -36,8 +36,9 @@ format: build ## let ruff repair what it can
 types: build ## mypy
 	$(BIN)/mypy
 
-benchmark: build ## pytest-benchmark over benchmarks/
-	$(BIN)/python -m pytest benchmarks --benchmark-only $(PYTEST_ARGS)
+benchmark: build ## pytest-benchmark over benchmarks/, every rival that is installed beside ours
+	$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e ".[benchmark]"
+	$(BIN)/python -m pytest --benchmark $(PYTEST_ARGS)
 
 build: $(VENV)/.built ## the virtual environment, the pinned dependencies, the native kernels
 

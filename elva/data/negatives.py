@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from elva.ops import score_ceiling, similarity_topk
+
 
 def hard_negatives(
     queries: torch.Tensor,
@@ -16,7 +18,6 @@ def hard_negatives(
     *,
     max_score: float | None = None,
     margin: float | None = None,
-    chunk: int = 1024,
 ) -> list[list[int]]:
     """The ``n_hard`` nearest candidates of every query that are no positives and no suspected false negatives.
 
@@ -31,18 +32,25 @@ def hard_negatives(
     """
     if n_hard < 0:
         raise ValueError(f"n_hard: got {n_hard}, expected 0 or more")
-    chosen: list[list[int]] = []
-    for start in range(0, len(queries), chunk):
-        scores = queries[start : start + chunk].float() @ candidates.float().T
-        for row, own in zip(scores, positives[start : start + chunk], strict=True):
-            ceiling = float("inf") if max_score is None else max_score
-            if margin is not None and own:
-                ceiling = min(ceiling, float(row[list(own)].max()) - margin)
-            row = row.masked_fill(row > ceiling, float("-inf"))
-            row[list(own)] = float("-inf")
-            top = row.topk(min(n_hard, len(row)))
-            chosen.append([int(i) for s, i in zip(top.values, top.indices, strict=True) if s > float("-inf")])
-    return chosen
+    if n_hard == 0:
+        return [[] for _ in positives]
+    queries, candidates = queries.float(), candidates.float()
+    ceiling = score_ceiling(
+        _best_positive(queries, candidates, positives), max_score=max_score, margin=margin
+    )
+    found = similarity_topk(queries, candidates, n_hard, ceiling=ceiling, exclude=positives).indices
+    return [[index for index in row if index >= 0] for row in found.tolist()]
+
+
+def _best_positive(
+    queries: torch.Tensor, candidates: torch.Tensor, positives: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """[Q] score of the best positive; inf where there is none, so that no ceiling follows from it."""
+    best = [
+        (candidates[list(own)] @ query).max() if own else query.new_tensor(torch.inf)
+        for query, own in zip(queries, positives, strict=True)
+    ]
+    return torch.stack(best) if best else queries.new_empty(0)
 
 
 def random_negatives(

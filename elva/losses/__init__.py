@@ -11,7 +11,7 @@ from elva.losses.elva import ELVALoss
 from elva.losses.grpo import GRPOLoss
 from elva.losses.infonce import InfoNCELoss
 from elva.losses.rewards import elva_reward, group_advantage, margin_reward, ranking_reward
-from elva.losses.tiered import TieredRankingLoss
+from elva.losses.tiered_rank import TieredRankingLoss
 
 __all__ = [
     "ELVALoss",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from elva.losses.rewards import reward_of_rows
 from elva.losses.rows import Rows, Similarities, as_rows, similarities
-from elva.losses.tiered import assign_tiers, tiered_ranking
+from elva.losses.tiered_rank import tiered_ranking
+from elva.ops.tiered_rank import tiered_rank
 
 FORMS = ("smooth", "reward")
 
@@ -132,10 +133,14 @@ class ELVALoss(nn.Module):
     def _smooth(self, cosines: Similarities, valid: Tensor, infonce: Tensor) -> Tensor:
         ranking = infonce
         if self.tier_weight:
-            tiers = assign_tiers(cosines.between, valid, self.num_tiers)
-            ranking = ranking + self.tier_weight * tiered_ranking(
-                cosines.negative, tiers, self.num_tiers, self.temperature
+            tiers = tiered_rank(
+                cosines.negative,
+                cosines.between,
+                valid,
+                temperature=self.temperature,
+                num_tiers=self.num_tiers,
             )
+            ranking = ranking + self.tier_weight * tiered_ranking(tiers.logsumexp)
         return self.epsilon * ranking + self.alpha * self._margin(cosines, valid)
 
     def _margin(self, cosines: Similarities, valid: Tensor) -> Tensor:

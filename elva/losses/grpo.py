@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from elva.losses.rewards import SCALES, group_advantage
+from elva.ops.linear_logprob import linear_logprob
 
 
 class GRPOLoss(nn.Module):
@@ -109,6 +110,48 @@ class GRPOLoss(nn.Module):
         self._record(ratio.detach(), kl.detach(), advantage, used)
         lengths = self.max_completion_length or used.sum(dim=1).clamp(min=1)
         return (torch.where(used, token_loss, 0).sum(dim=1) / lengths).mean()
+
+    def from_hidden(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        completion_ids: Tensor,
+        rewards_or_advantages: Tensor,
+        mask: Tensor,
+        old_logps: Tensor | None = None,
+        ref_logps: Tensor | None = None,
+        *,
+        temperature: float = 1.0,
+        trainable_rows: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`forward` from the states before the tokens: the ``R x T x V`` logits are never held.
+
+        Only the tokens of ``mask`` are scored. ``metrics`` gain ``entropy``, the mean over them, in nats.
+
+        Args:
+            hidden: ``[R, T, H]``, the state before each sampled token.
+            weight: ``[V, H]``, the language model's head, in hidden's dtype.
+            completion_ids: ``[R, T]`` int64.
+            rewards_or_advantages, mask, old_logps, ref_logps: as in :meth:`forward`.
+            temperature, trainable_rows: see :func:`elva.ops.linear_logprob`.
+
+        Raises:
+            ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+        """
+        for name, tensor in (("completion_ids", completion_ids), ("mask", mask)):
+            if tensor.shape != hidden.shape[:-1]:
+                raise ValueError(
+                    f"{name} must have shape {list(hidden.shape[:-1])}, as hidden has [R, T, H], "
+                    f"got {list(tensor.shape)}"
+                )
+        used = mask.bool()
+        tokens = linear_logprob(
+            hidden[used], weight, completion_ids[used], temperature=temperature, trainable_rows=trainable_rows
+        )
+        logps = tokens.logprob.new_zeros(used.shape).masked_scatter(used, tokens.logprob)
+        loss = self(logps, rewards_or_advantages, mask, old_logps, ref_logps)
+        self.metrics["entropy"] = tokens.entropy.sum() / max(tokens.entropy.numel(), 1)
+        return loss
 
     def _advantages(self, rewards_or_advantages: Tensor, completions: int) -> Tensor:
         shape = list(rewards_or_advantages.shape)

@@ -2,17 +2,25 @@
 
     loss_b = logsumexp_{m allowed for b} s(q_b, k_m)/tau  -  s(q_b, k_label(b))/tau
 
-``infonce`` is the operator ``torch.ops.elva.infonce`` with its own backward: it keeps two log-sum-exps per query
-and recomputes the scores, so nothing of size B x M lives between forward and backward. ``infonce_reference`` is
-the same definition in plain differentiable PyTorch, in float64 for float64 input.
+``infonce`` is the operator ``torch.ops.elva.infonce`` with its own backward. It works through blocks of queries. Large
+scores are never held: two log-sum-exps per query are, and the backward computes the scores again; small ones are kept
+(`keeps_scores` decides). ``infonce_reference`` is the same definition in plain differentiable PyTorch, in float64 for
+float64 input.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from elva.ops.infonce_check import check_arguments, label_values
+
+SCORE_BUDGET = 1 << 30
+"""Bytes of scores that may be kept for the backward."""
+PART_ELEMENTS = 1 << 22
+"""Scores worked on together (16 MB in float32): a few rows at a time stay in the cache."""
 
 
 def inverse_norm(vectors: Tensor) -> Tensor:
@@ -96,7 +104,18 @@ def infonce(
     check_arguments(query, keys, labels, temperature, similarity, mask)
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=accumulation_dtype(query, keys), device=query.device)
-    return _infonce(query, keys, temperature, labels, mask, similarity, bidirectional)[0]
+    keep = torch.is_grad_enabled() and keeps_scores(query, keys, temperature)
+    return _infonce(query, keys, temperature, labels, mask, similarity, bidirectional, keep)[0]
+
+
+def keeps_scores(query: Tensor, keys: Tensor, temperature: Tensor) -> bool:
+    """Whether the scores live from forward to backward: where a gradient is due and they fit ``SCORE_BUDGET``.
+
+    Kept, a step costs 6 B·M·D operations; recomputed, 8 B·M·D and no memory of size B x M.
+    """
+    due = query.requires_grad or keys.requires_grad or temperature.requires_grad
+    size = 8 if accumulation_dtype(query, keys) == torch.float64 else 4
+    return due and size * query.shape[0] * keys.shape[0] <= SCORE_BUDGET
 
 
 @torch.library.custom_op("elva::infonce", mutates_args=())
@@ -108,21 +127,29 @@ def _infonce(
     mask: Tensor | None,
     similarity: str,
     bidirectional: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses ``[B]`` and what the backward needs: log-sum-exp of each row ``[B]`` and of each positive's column."""
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses ``[B]`` and what the backward needs: log-sum-exp of each row ``[B]`` and of each positive's column, and
+    the scores ``[B, M]`` if they are to be kept."""
     positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
     q, k = _operands(query, keys, allowed, similarity)
-    scores = _scores(q, k, temperature)
-    positive_scores = scores.gather(1, positives[:, None]).squeeze(1)
-    if allowed is not None:
-        scores.masked_fill_(~allowed, -torch.inf)
-    row_lse = scores.logsumexp(dim=1)
+    rows, count = q.shape[0], k.shape[0]
+    kept = q.new_empty((rows, count) if keep else (0, count))
+    row_lse, positive_scores = q.new_empty(rows), q.new_empty(rows)
+    column_lse = q.new_full((rows,) if bidirectional else (0,), -torch.inf)
+    for part in _parts(rows, count):
+        scores = _scores(q[part], k, temperature, kept[part] if keep else None)
+        positive_scores[part] = scores.gather(1, positives[part, None]).squeeze(1)
+        if allowed is not None:
+            scores.masked_fill_(~allowed[part], -torch.inf)
+        row_lse[part] = scores.logsumexp(dim=1)
+        if bidirectional:
+            column_lse = torch.logaddexp(column_lse, scores[:, positives].logsumexp(dim=0))
     loss = row_lse - positive_scores
-    if not bidirectional:
-        return loss, row_lse, scores.new_empty(0)
-    column_lse = scores[:, positives].logsumexp(dim=0)
-    return 0.5 * (loss + column_lse - positive_scores), row_lse, column_lse
+    if bidirectional:
+        loss = 0.5 * (loss + column_lse - positive_scores)
+    return loss, row_lse, column_lse, kept
 
 
 @_infonce.register_fake
@@ -134,9 +161,11 @@ def _(
     mask: Tensor | None,
     similarity: str,
     bidirectional: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = query.new_empty(query.shape[0], dtype=accumulation_dtype(query, keys))
-    return rows, torch.empty_like(rows), torch.empty_like(rows) if bidirectional else rows.new_empty(0)
+    kept = rows.new_empty(query.shape[0] if keep else 0, keys.shape[0])
+    return rows, torch.empty_like(rows), torch.empty_like(rows) if bidirectional else rows.new_empty(0), kept
 
 
 @torch.library.custom_op("elva::infonce_backward", mutates_args=())
@@ -149,6 +178,7 @@ def _infonce_backward(
     mask: Tensor | None,
     row_lse: Tensor,
     column_lse: Tensor,
+    kept: Tensor,
     similarity: str,
     bidirectional: bool,
     need_query: bool,
@@ -158,31 +188,34 @@ def _infonce_backward(
     positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
     q, k = _operands(query, keys, allowed, similarity)
-    scores = _scores(q, k, temperature)
-    weight = grad_loss.to(scores.dtype) * (0.5 if bidirectional else 1.0)
-
-    grad_scores = torch.exp(scores - row_lse[:, None])
-    if allowed is not None:
-        grad_scores.masked_fill_(~allowed, 0)
-    grad_scores *= weight[:, None]
-    if bidirectional:
-        columns = torch.exp(scores[:, positives] - column_lse)
+    weight = grad_loss.to(q.dtype) * (0.5 if bidirectional else 1.0)
+    tau = temperature.to(q.dtype)
+    grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k)
+    grad_temperature = torch.zeros_like(tau)
+    for part in _parts(q.shape[0], k.shape[0]):
+        scores = kept[part] if kept.shape[0] else _scores(q[part], k, temperature)
+        grad_scores = torch.exp(scores - row_lse[part, None])
         if allowed is not None:
-            columns.masked_fill_(~allowed[:, positives], 0)
-        grad_scores.index_add_(1, positives, columns * weight)
-    pull = -2 * weight if bidirectional else -weight
-    grad_scores.scatter_add_(1, positives[:, None], pull[:, None])
-
-    tau = temperature.to(scores.dtype)
-    grad_temperature = -(grad_scores * scores).sum() / tau
-    grad_scores /= tau
-    with torch.autocast(query.device.type, enabled=False):
-        grad_query = (
-            _grad_of_operand(grad_scores @ k, q, query, similarity) if need_query else query.new_empty(0)
-        )
-        grad_keys = (
-            _grad_of_operand(grad_scores.T @ q, k, keys, similarity) if need_keys else keys.new_empty(0)
-        )
+            grad_scores.masked_fill_(~allowed[part], 0)
+        grad_scores *= weight[part, None]
+        if bidirectional:
+            columns = torch.exp(scores[:, positives] - column_lse)
+            if allowed is not None:
+                columns.masked_fill_(~allowed[part][:, positives], 0)
+            grad_scores.index_add_(1, positives, columns * weight)
+        pull = -2 * weight[part] if bidirectional else -weight[part]
+        grad_scores.scatter_add_(1, positives[part, None], pull[:, None])
+        # Kept scores hold -inf where masked, which 0 does not neutralise.
+        finite = scores if allowed is None else scores.masked_fill(~allowed[part], 0)
+        grad_temperature -= torch.dot(grad_scores.flatten(), finite.flatten()) / tau
+        grad_scores /= tau
+        with torch.autocast(query.device.type, enabled=False):
+            if need_query:
+                torch.mm(grad_scores, k, out=grad_q[part])
+            if need_keys:
+                grad_k.addmm_(grad_scores.T, q[part])
+    grad_query = _grad_of_operand(grad_q, q, query, similarity) if need_query else query.new_empty(0)
+    grad_keys = _grad_of_operand(grad_k, k, keys, similarity) if need_keys else keys.new_empty(0)
     return grad_query, grad_keys, grad_temperature.to(temperature.dtype).reshape(temperature.shape)
 
 
@@ -196,6 +229,7 @@ def _(
     mask: Tensor | None,
     row_lse: Tensor,
     column_lse: Tensor,
+    kept: Tensor,
     similarity: str,
     bidirectional: bool,
     need_query: bool,
@@ -207,18 +241,20 @@ def _(
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    query, keys, temperature, labels, mask, similarity, bidirectional = inputs
-    _, row_lse, column_lse = output
-    ctx.mark_non_differentiable(row_lse, column_lse)
-    ctx.save_for_backward(query, keys, temperature, labels, mask, row_lse, column_lse)
+    query, keys, temperature, labels, mask, similarity, bidirectional, _ = inputs
+    _, row_lse, column_lse, kept = output
+    ctx.mark_non_differentiable(row_lse, column_lse, kept)
+    ctx.save_for_backward(query, keys, temperature, labels, mask, row_lse, column_lse, kept)
     ctx.options = (similarity, bidirectional)
 
 
-def _backward(ctx, grad_loss, grad_row_lse, grad_column_lse):
+def _backward(ctx, grad_loss, *_):
     need_query, need_keys, need_temperature = ctx.needs_input_grad[:3]
     grads = _infonce_backward(grad_loss, *ctx.saved_tensors, *ctx.options, need_query, need_keys)
     wanted = (need_query, need_keys, need_temperature)
-    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), None, None, None, None
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), *(
+        None for _ in range(5)
+    )
 
 
 _infonce.register_autograd(_backward, setup_context=_setup_context)
@@ -230,9 +266,15 @@ def _operands(query: Tensor, keys: Tensor, allowed: Tensor | None, similarity: s
     return (q * inverse_norm(q), k * inverse_norm(k)) if similarity == "cosine" else (q, k)
 
 
-def _scores(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
+def _scores(q: Tensor, k: Tensor, temperature: Tensor, out: Tensor | None = None) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
-        return (q @ k.T).div_(temperature.to(q.dtype))
+        return torch.mm(q, k.T, out=out).div_(temperature.to(q.dtype))
+
+
+def _parts(rows: int, count: int) -> Iterator[slice]:
+    """Rows whose scores are worked on together."""
+    size = max(16, PART_ELEMENTS // max(count, 1))
+    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
 
 
 def _grad_of_operand(grad: Tensor, operand: Tensor, original: Tensor, similarity: str) -> Tensor:

@@ -22,6 +22,8 @@ from elva.kernels.rewards import rewards_kernel, weights_kernel
 
 BLOCK_CANDIDATES = 16
 BLOCK_PAIRS = 64
+BLOCK_GRADIENTS = 8
+"""Candidates per program of the gradients: with 16 of them registers spill (benchmarks/compile_report.py)."""
 
 
 def forward(
@@ -172,10 +174,10 @@ def _candidate_gradients(
 ) -> None:
     """Write `grad` of candidates [B,G,N,D] whose similarities start at column `first`."""
     _, groups, count, dim = candidates.shape
-    block_d = _block_d(dim)
+    block_d = min(128, _block_d(dim))
     if inverse.numel() == 0:
         return
-    candidate_gradients_kernel[(triton.cdiv(inverse.numel(), BLOCK_CANDIDATES), triton.cdiv(dim, block_d))](
+    candidate_gradients_kernel[(triton.cdiv(inverse.numel(), BLOCK_GRADIENTS), triton.cdiv(dim, block_d))](
         query,
         candidates,
         query_inverse,
@@ -192,7 +194,7 @@ def _candidate_gradients(
         dim,
         *_strides(query)[:2],
         *candidates.stride()[:3],
-        BLOCK_R=BLOCK_CANDIDATES,
+        BLOCK_R=BLOCK_GRADIENTS,
         BLOCK_D=block_d,
     )
 

@@ -49,14 +49,14 @@ ELVA_INLINE void add_scaled_body(A* __restrict y, A scale, const A* __restrict x
 }
 
 // The clones are plain functions: g++ does not clone templates.
-ELVA_CLONES static float dot(const float* a, const float* b, int64_t size) { return dot_body(a, b, size); }
-ELVA_CLONES static double dot(const double* a, const double* b, int64_t size) { return dot_body(a, b, size); }
+[[maybe_unused]] ELVA_CLONES static float dot(const float* a, const float* b, int64_t size) { return dot_body(a, b, size); }
+[[maybe_unused]] ELVA_CLONES static double dot(const double* a, const double* b, int64_t size) { return dot_body(a, b, size); }
 
 // y += scale * x
-ELVA_CLONES static void add_scaled(float* y, float scale, const float* x, int64_t size) {
+[[maybe_unused]] ELVA_CLONES static void add_scaled(float* y, float scale, const float* x, int64_t size) {
   add_scaled_body(y, scale, x, size);
 }
-ELVA_CLONES static void add_scaled(double* y, double scale, const double* x, int64_t size) {
+[[maybe_unused]] ELVA_CLONES static void add_scaled(double* y, double scale, const double* x, int64_t size) {
   add_scaled_body(y, scale, x, size);
 }
 

@@ -18,7 +18,7 @@ def test_hard_negatives_are_the_nearest_allowed_ones(seed, n_hard, max_score, ma
     queries = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=1)
     pool = torch.nn.functional.normalize(torch.randn(9, 3, generator=generator), dim=1)
     positives = [[0], [1, 2], [], [8]]
-    found = hard_negatives(queries, pool, positives, n_hard, max_score=max_score, margin=margin, chunk=3)
+    found = hard_negatives(queries, pool, positives, n_hard, max_score=max_score, margin=margin)
     scores = queries @ pool.T
     for row, (chosen, own) in enumerate(zip(found, positives, strict=True)):
         ceiling = float("inf") if max_score is None else max_score

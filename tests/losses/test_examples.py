@@ -9,7 +9,17 @@ import sys
 import pytest
 import torch
 
-MODULES = ["ops.infonce", "losses.elva", "losses.grpo", "losses.infonce", "losses.rewards", "losses.tiered"]
+MODULES = [
+    "losses.elva",
+    "losses.grpo",
+    "losses.infonce",
+    "losses.rewards",
+    "losses.tiered_rank",
+    "ops.infonce",
+    "ops.linear_logprob",
+    "ops.similarity_topk",
+    "ops.tiered_rank",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

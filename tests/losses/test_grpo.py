@@ -174,3 +174,51 @@ def test_bad_input_is_named(change, message):
 def test_bad_construction_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         GRPOLoss(**options)
+
+
+def hidden_problem(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(4, 5, 6, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(11, 6, generator=generator, dtype=torch.float64).to(dtype)
+    ids = torch.randint(0, 11, (4, 5), generator=generator)
+    mask = torch.rand(4, 5, generator=generator) > 0.3
+    mask[2] = False
+    rewards, old, ref = (torch.randn(*s, generator=generator).double() for s in ((2, 2), (4, 5), (4, 5)))
+    return hidden, weight, ids, rewards, mask, old, ref
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("references", [False, True])
+def test_from_hidden_equals_the_loss_of_the_logits(trained, references):
+    hidden, weight, ids, rewards, mask, old, ref = hidden_problem()
+    loss = GRPOLoss(beta=0.3 if references else 0.0)
+    extra = (old, ref) if references else (None, None)
+    inputs = [hidden.requires_grad_(), *([weight.requires_grad_()] if trained else [])]
+    logps = (hidden @ weight.T / 0.8).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+    expected = loss(logps, rewards, mask, *extra)
+    metrics = loss.metrics
+    found = loss.from_hidden(hidden, weight, ids, rewards, mask, *extra, temperature=0.8)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    entropy = torch.distributions.Categorical(logits=hidden.detach() @ weight.detach().T / 0.8).entropy()
+    torch.testing.assert_close(loss.metrics.pop("entropy"), entropy[mask].mean())
+    assert {k: v.item() for k, v in loss.metrics.items()} == pytest.approx(
+        {k: v.item() for k, v in metrics.items()}
+    )
+
+
+def test_from_hidden_ignores_padding_and_needs_no_token():
+    hidden, weight, ids, rewards, mask, _, _ = hidden_problem(torch.float32)
+    loss = GRPOLoss(beta=0.0)
+    expected = loss.from_hidden(hidden, weight, ids, rewards, mask)
+    poisoned = hidden.masked_fill(~mask[..., None], float("nan")).requires_grad_()
+    found = loss.from_hidden(poisoned, weight, ids.masked_fill(~mask, -1), rewards, mask)
+    assert torch.equal(found, expected)
+    (grad,) = torch.autograd.grad(found, poisoned)
+    assert grad.isfinite().all()
+    assert loss.from_hidden(hidden, weight, ids, rewards, torch.zeros_like(mask)) == 0
+    with pytest.raises(ValueError, match=r"completion_ids must have shape \[4, 5\]"):
+        loss.from_hidden(hidden, weight, ids[:, :3], rewards, mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -71,12 +72,43 @@ def test_gradcheck(similarity, bidirectional, masked):
         )
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
-def test_opcheck(similarity, bidirectional, masked):
+def test_opcheck(similarity, bidirectional, masked, keep):
     query, keys, labels, mask = problem(2, dtype=torch.float32)
     temperature = torch.tensor(0.4, requires_grad=True)
     inputs = (query.requires_grad_(), keys.requires_grad_(), temperature, labels, mask if masked else None)
-    torch.library.opcheck(torch.ops.elva.infonce, (*inputs, similarity, bidirectional))
+    torch.library.opcheck(torch.ops.elva.infonce, (*inputs, similarity, bidirectional, keep))
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+@pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
+def test_many_parts_kept_or_computed_again(monkeypatch, similarity, bidirectional, masked, budget):
+    module = sys.modules["elva.ops.infonce"]
+    monkeypatch.setattr(module, "PART_ELEMENTS", 1)
+    monkeypatch.setattr(module, "SCORE_BUDGET", budget)
+    query, keys, labels, mask = problem(3, rows=70, count=90)
+    temperature = torch.tensor(0.4, dtype=torch.float64)
+    options = {"similarity": similarity, "bidirectional": bidirectional, "mask": mask if masked else None}
+    inputs = [t.requires_grad_() for t in (query, keys, temperature)]
+    assert module.keeps_scores(*inputs) == (budget > 0)
+    upstream = torch.linspace(-1, 2, 70, dtype=torch.float64)
+    found, expected = (
+        f(*inputs[:2], labels, temperature=temperature, **options) for f in (infonce, infonce_reference)
+    )
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(loss, inputs, upstream) for loss in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_keeps_scores_only_for_a_gradient_and_within_the_budget():
+    module = sys.modules["elva.ops.infonce"]
+    query, temperature = torch.zeros(4, 2), torch.tensor(0.1)
+    assert not module.keeps_scores(query, query, temperature)
+    assert module.keeps_scores(query, query, temperature.requires_grad_())
+    large = torch.zeros(1, 1).expand(1 << 15, 2).requires_grad_()
+    assert not module.keeps_scores(large, large, temperature)
 
 
 @settings(max_examples=60, deadline=None)

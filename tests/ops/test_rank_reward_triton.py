@@ -1,4 +1,4 @@
-"""The Triton kernels of `rank_reward` without a GPU: run by the interpreter, and compiled ahead of time.
+"""The Triton kernels of `rank_reward` without a GPU: run by the interpreter.
 
 The interpreter replaces Triton's compiler for the whole process, so its tests run in a process of their own, which
 `test_in_the_interpreter` starts on this same file. On a CUDA device test_rank_reward.py runs the compiled kernels.
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -147,76 +144,5 @@ def test_interpreted_collapsed_encoder_ranks_last() -> None:
 
 
 @compiled
-def test_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "interpreted", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).resolve().parents[2],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout
-
-
-def kernels() -> dict[str, Any]:
-    from elva.kernels import rank_reward, rewards
-
-    found = {**vars(rank_reward), **vars(rewards)}
-    return {name: kernel for name, kernel in found.items() if name.endswith("_kernel")}
-
-
-KERNELS = [
-    "candidate_gradients_kernel",
-    "inverse_norms_kernel",
-    "query_gradients_kernel",
-    "rewards_kernel",
-    "similarities_kernel",
-    "weights_kernel",
-]
-ELEMENTS = {"query_ptr", "positive_ptr", "negatives_ptr", "candidates_ptr", "vectors_ptr"}
-SCALARS = {"delta", "gamma", "alpha", "epsilon", "inverse_log_base"}
-CONSTANTS = {
-    "HAS_MASK": True,
-    "NORMALIZE": True,
-    "CLAMP": True,
-    "BLOCK": 64,
-    "BLOCK_C": 16,
-    "BLOCK_R": 16,
-    "BLOCK_D": 256,
-}
-
-
-def argument_type(kernel: str, name: str) -> str:
-    if name in CONSTANTS:
-        return "constexpr"
-    if name in SCALARS:
-        return "fp32"
-    if name in ELEMENTS or (name == "grad_ptr" and "gradients" in kernel):
-        return "*bf16"
-    if name in ("mask_ptr", "rank_ptr"):
-        return "*u8" if name == "mask_ptr" else "*i64"
-    return "*fp32" if name.endswith("_ptr") else "i32"
-
-
-@compiled
-def test_every_kernel_is_compiled_below() -> None:
-    assert sorted(kernels()) == KERNELS
-
-
-@compiled
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("name", KERNELS)
-def test_compiles_ahead_of_time(name: str, capability: int) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = kernels()[name]
-    signature = {argument: argument_type(name, argument) for argument in kernel.arg_names}
-    constants = {argument: CONSTANTS[argument] for argument in kernel.arg_names if argument in CONSTANTS}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32))
-    assert f".target sm_{capability}" in binary.asm["ptx"]
-    assert len(binary.asm["cubin"]) > 0
+def test_in_the_interpreter(run_interpreted: Callable[[str], None]) -> None:
+    run_interpreted(__file__)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elva.losses import TieredRankingLoss
-from elva.losses.tiered import assign_tiers
 
 
 def loop(query, positive, negatives, mask, temperature, num_tiers, threshold=None):
@@ -58,20 +57,7 @@ def test_equals_the_formula(seed, rows, count, num_tiers, threshold):
     assert loss.item() == pytest.approx(loop(*inputs, 0.2, num_tiers, threshold), abs=1e-9)
 
 
-def test_tiers_by_quantiles_ties_and_tier_zero():
-    between = torch.tensor([[0.9, 0.1, 0.5, 0.5, 0.3, 0.99]])
-    valid = torch.tensor([[True, True, True, True, True, True]])
-    assert assign_tiers(between, valid, 2).tolist() == [[1, 2, 1, 1, 2, 1]]  # the tie stays in one tier
-    assert assign_tiers(between, valid, 3, 0.95).tolist() == [[1, 3, 1, 1, 2, 0]]
-    assert assign_tiers(between, ~valid, 3).tolist() == [[0] * 6]
-    equal = torch.full((1, 4), 0.5)
-    assert assign_tiers(equal, torch.ones(1, 4, dtype=torch.bool), 3).tolist() == [[1] * 4]
-
-
 def test_tiers_by_absolute_edges():
-    between = torch.tensor([[0.9, 0.7, 0.69, 0.1]])
-    valid = torch.tensor([[True, True, True, False]])
-    assert assign_tiers(between, valid, 3, tier_edges=(0.7, 0.2)).tolist() == [[1, 1, 2, 0]]
     query, positive, negatives, mask = problem(1)
     by_edges = TieredRankingLoss(0.2, tier_edges=(0.2, -0.2))
     assert by_edges.num_tiers == 3

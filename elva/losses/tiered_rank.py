@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from elva.losses.rows import as_rows, similarities
+from elva.ops.tiered_rank import tiered_rank
+from elva.ops.tiered_rank_check import check_options
 
 
 class TieredRankingLoss(nn.Module):
@@ -46,14 +48,9 @@ class TieredRankingLoss(nn.Module):
         tier_edges: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
         if num_tiers < 2:
             raise ValueError(f"num_tiers must be at least 2, got {num_tiers}")
-        if tier_edges is not None and (
-            not tier_edges or sorted(set(tier_edges), reverse=True) != list(tier_edges)
-        ):
-            raise ValueError(f"tier_edges must be strictly descending and not empty, got {list(tier_edges)}")
+        check_options(temperature, num_tiers, false_negative_threshold, tier_edges)
         self.temperature = temperature
         self.num_tiers = num_tiers if tier_edges is None else len(tier_edges) + 1
         self.false_negative_threshold = false_negative_threshold
@@ -79,10 +76,16 @@ class TieredRankingLoss(nn.Module):
         if rows.query.shape[0] == 0:
             raise ValueError("query has no rows: the mean over an empty batch is not defined")
         cosines = similarities(rows)
-        tiers = assign_tiers(
-            cosines.between, rows.valid, self.num_tiers, self.false_negative_threshold, self.tier_edges
+        tiers = tiered_rank(
+            cosines.negative,
+            cosines.between,
+            rows.mask,
+            temperature=self.temperature,
+            num_tiers=self.num_tiers,
+            false_negative_threshold=self.false_negative_threshold,
+            tier_edges=self.tier_edges,
         )
-        return tiered_ranking(cosines.negative, tiers, self.num_tiers, self.temperature).mean()
+        return tiered_ranking(tiers.logsumexp).mean()
 
     def extra_repr(self) -> str:
         return (
@@ -91,65 +94,13 @@ class TieredRankingLoss(nn.Module):
         )
 
 
-@torch.no_grad()
-def assign_tiers(
-    between: Tensor,
-    valid: Tensor,
-    num_tiers: int,
-    false_negative_threshold: float | None = None,
-    tier_edges: Sequence[float] | None = None,
-) -> Tensor:
-    """Tier of every negative, ``[R, N]`` int64: 1 (nearest) to ``num_tiers``, 0 = left out.
-
-    Args:
-        between: ``[R, N]`` cosines between the row's positive and its negatives.
-        valid: ``[R, N]`` bool, False = left out.
-        num_tiers, false_negative_threshold, tier_edges: as in :class:`TieredRankingLoss`.
-    """
-    if false_negative_threshold is not None:
-        valid = valid & (between <= false_negative_threshold)
-    if tier_edges is not None:
-        edges = torch.tensor(tier_edges, dtype=between.dtype, device=between.device)
-        tiers = 1 + (between[..., None] < edges).sum(dim=-1)
-    else:
-        count = valid.sum(dim=1, keepdim=True).clamp(min=1)
-        tiers = 1 + _nearer(between.masked_fill(~valid, -torch.inf)) * num_tiers // count
-    return torch.where(valid, tiers, 0)
-
-
-def tiered_ranking(similarity: Tensor, tiers: Tensor, num_tiers: int, temperature: float) -> Tensor:
-    """``L_tier`` of each row, ``[R]``.
-
-    Args:
-        similarity: ``[R, N]`` cosines between query and negatives, finite also where the tier is 0.
-        tiers: ``[R, N]`` from :func:`assign_tiers`.
-        num_tiers: the largest tier.
-        temperature: tau.
-    """
-    loss = similarity.new_zeros(similarity.shape[0])
-    if similarity.shape[1] == 0:
-        return loss
-    logits = similarity / temperature
-    # A finite floor: the log-sum-exp of an empty tier then has a gradient (of zero) and not NaN.
-    floor = torch.finfo(logits.dtype).min / 2
-    present = torch.zeros_like(loss)
-    for tier in range(1, num_tiers + 1):
-        here = tiers == tier
-        head = logits.masked_fill(~here, floor).logsumexp(dim=1)
-        tail = logits.masked_fill(tiers < tier, floor).logsumexp(dim=1)
-        occupied = here.any(dim=1)
-        loss = loss + torch.where(occupied, tail - head, 0)
-        present = present + occupied
-    return loss / (present - 1).clamp(min=1)
-
-
-def _nearer(values: Tensor) -> Tensor:
-    """For every value, how many of its row are larger (equal values get one number)."""
-    if values.shape[1] == 0:
-        return values.long()
-    ordered, order = values.sort(dim=1, descending=True, stable=True)
-    place = torch.arange(values.shape[1], device=values.device).expand_as(order)
-    starts = torch.ones_like(order, dtype=torch.bool)
-    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    first = torch.where(starts, place, 0).cummax(dim=1).values
-    return torch.empty_like(order).scatter_(1, order, first)
+def tiered_ranking(logsumexp: Tensor) -> Tensor:
+    """``L_tier`` of each row, ``[R]``, from the tiers' log-sum-exps ``[R, T]`` (−inf = empty), nearest tier first."""
+    # A finite floor for empty tiers: sums with them then have a gradient (of zero) and not NaN.
+    occupied = logsumexp > -torch.inf
+    heads = torch.where(occupied, logsumexp, torch.finfo(logsumexp.dtype).min / 2).unbind(dim=1)
+    loss, tail = torch.zeros_like(heads[-1]), heads[-1]
+    for tier in range(len(heads) - 2, -1, -1):
+        tail = torch.logaddexp(heads[tier], tail)
+        loss = loss + torch.where(occupied[:, tier], tail - heads[tier], 0)
+    return loss / (occupied.sum(dim=1) - 1).clamp(min=1)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.measure import Ceilings, Work, peak_extra_memory
+
+
+@pytest.fixture(scope="session")
+def ceilings() -> Callable[[str], Ceilings]:
+    """Copy bandwidth and matrix rate of a device, measured once in this very run."""
+    known: dict[str, Ceilings] = {}
+
+    def measured(device: str) -> Ceilings:
+        if device not in known:
+            known[device] = Ceilings.measure(device)
+        return known[device]
+
+    return measured
+
+
+@pytest.fixture
+def timed(benchmark: Any, ceilings: Callable[[str], Ceilings]) -> Callable[..., None]:
+    """Time one contender on a problem whose equality check has passed, and note what it used."""
+
+    def run(
+        operator: str,
+        size: str,
+        contender: str,
+        device: str,
+        work: Work,
+        function: Callable[[], Any],
+        *,
+        rounds: int,
+    ) -> None:
+        def step() -> None:
+            function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        extra = peak_extra_memory(step, device)
+        benchmark.group = f"{operator}, {size}, {device}"
+        benchmark.pedantic(step, rounds=rounds, warmup_rounds=1 if rounds > 1 else 0)
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info.update(
+            operator=operator,
+            size=size,
+            contender=contender,
+            device=device,
+            threads=torch.get_num_threads(),
+            peak_extra_bytes=extra,
+            **work.rates(seconds, ceilings(device)),
+        )
+
+    return run
+
+
+@pytest.fixture
+def large(request: pytest.FixtureRequest) -> None:
+    """Asks for --benchmark-large."""
+    if not request.config.option.benchmark_large:
+        pytest.skip("a large case: --benchmark-large runs it")
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """What a figure depends on, and no more: the machine's name and paths stay out of saved runs."""
+    machine_info.pop("node", None)
+    machine_info["versions"] = {name: _version(name) for name in ("torch", "triton", "faiss-cpu", "elva")}
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"

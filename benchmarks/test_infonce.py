@@ -1,0 +1,72 @@
+"""`infonce`, forward and backward, against eager autograd and against GradCache-style losses' one big matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.measure import Work
+from elva.ops import infonce
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+# B = M, D
+SIZES = {"paper, 960 x 3584": (960, 3584), "4,096 x 512": (4096, 512), "large, 32,768 x 512": (32_768, 512)}
+TEMPERATURE = 0.05
+
+
+def eager(query: Tensor, keys: Tensor) -> Tensor:
+    """As every training script has it."""
+    scores = F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).T / TEMPERATURE
+    return F.cross_entropy(scores, torch.arange(query.shape[0], device=query.device), reduction="none")
+
+
+CONTENDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "elva": lambda q, k: infonce(q, k, temperature=TEMPERATURE),
+    "eager": eager,
+    "torch.compile": torch.compile(eager),
+}
+
+
+def step(function: Callable[[Tensor, Tensor], Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    loss = function(*inputs)
+    return loss.detach(), *torch.autograd.grad(loss.mean(), inputs)
+
+
+def assert_sampled_rows(found: tuple[Tensor, ...], query: Tensor, keys: Tensor) -> None:
+    """Loss and query gradient of 16 rows, in float64."""
+    rows = torch.arange(0, query.shape[0], query.shape[0] // 16, device=query.device)
+    q = query.detach()[rows].double().requires_grad_()
+    scores = F.normalize(q, dim=-1) @ F.normalize(keys.detach().double(), dim=-1).T / TEMPERATURE
+    loss = F.cross_entropy(scores, rows, reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum() / query.shape[0], q)
+    torch.testing.assert_close(found[0][rows].double(), loss.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1][rows].double(), grad, rtol=1e-3, atol=1e-3 * float(grad.abs().max()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_infonce(
+    request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
+) -> None:
+    large = size.startswith("large")
+    if large:
+        request.getfixturevalue("large")
+        if contender != "elva":
+            pytest.skip("holds several B x M matrices of 4 GiB each")
+    batch, dim = SIZES[size]
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(batch, dim, generator=generator).to(device).requires_grad_() for _ in range(2)]
+    function = CONTENDERS[contender]
+    assert_sampled_rows(step(function, inputs), *inputs)
+    # Kept scores: one product forward, two backward; computed again, one more.
+    work = Work(bytes=4 * 4 * batch * dim, flops=(8 if large else 6) * batch * batch * dim)
+    timed("infonce", size, contender, device, work, lambda: step(function, inputs), rounds=1 if large else 5)

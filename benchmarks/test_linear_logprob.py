@@ -1,0 +1,96 @@
+"""`linear_logprob` behind a frozen head, forward and backward, against all logits in memory and its rivals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.measure import Work
+from elva.ops import linear_logprob
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+# T, H, V
+SIZES = {"256 x 1,024 x 32k": (256, 1024, 32_000), "large, 1,024 x 1,024 x 152k": (1024, 1024, 151_936)}
+
+
+def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return (hidden @ weight.T).log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return -F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+
+
+def chunked(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """As TRL and Liger do on every device: pieces of the tokens, their logits computed again in the backward."""
+    parts = zip(hidden.split(128), targets.split(128), strict=True)
+    return torch.cat(
+        [
+            torch.utils.checkpoint.checkpoint(cross_entropy, h, weight, t, use_reentrant=False)
+            for h, t in parts
+        ]
+    )
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    if not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has no F.linear_cross_entropy")
+    return -F.linear_cross_entropy(hidden, weight, targets, reduction="none")
+
+
+CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "elva": lambda h, w, t: linear_logprob(h, w, t).logprob,
+    "eager": eager,
+    "torch.compile": torch.compile(eager),
+    "chunks of tokens": chunked,
+    "F.linear_cross_entropy": linear_cross_entropy,
+}
+
+
+def step(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor], hidden: Tensor, weight: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    logprob = function(hidden, weight, targets)
+    return logprob.detach(), torch.autograd.grad(logprob.sum(), hidden)[0]
+
+
+def assert_sampled_rows(
+    found: tuple[Tensor, Tensor], hidden: Tensor, weight: Tensor, targets: Tensor
+) -> None:
+    """Log-probability and gradient of 8 tokens, in float64."""
+    rows = slice(0, None, hidden.shape[0] // 8)
+    h = hidden.detach()[rows].double().requires_grad_()
+    logprob = eager(h, weight.double(), targets[rows])
+    (grad,) = torch.autograd.grad(logprob.sum(), h)
+    torch.testing.assert_close(found[0][rows].double(), logprob.detach(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found[1][rows].double(), grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_linear_logprob(
+    request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
+) -> None:
+    large = size.startswith("large")
+    if large:
+        request.getfixturevalue("large")
+    tokens, dim, vocabulary = SIZES[size]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, dim, generator=generator).to(device).requires_grad_()
+    weight = (torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(device)
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator).to(device)
+    function = CONTENDERS[contender]
+    assert_sampled_rows(step(function, hidden, weight, targets), hidden, weight, targets)
+    # A frozen head: logits once, and their probabilities times the head once.
+    work = Work(bytes=4 * (vocabulary * dim + 2 * tokens * dim), flops=4 * tokens * vocabulary * dim)
+    run = lambda: step(function, hidden, weight, targets)  # noqa: E731
+    timed("linear_logprob", size, contender, device, work, run, rounds=1 if large else 3)

@@ -1,0 +1,79 @@
+"""`similarity_topk` against faiss's flat index and against the product in memory with torch.topk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Work
+from elva.ops import similarity_topk
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+]
+# Q, M, D, k
+SIZES = {
+    "1,024 of 50k, k 50": (1024, 50_000, 768, 50),
+    "large, 1,024 of 200k, k 100": (1024, 200_000, 768, 100),
+}
+Search = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def faiss_flat(query: Tensor, keys: Tensor, k: int) -> Tensor:
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return torch.from_numpy(faiss.knn(query.numpy(), keys.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)[1])
+
+
+CONTENDERS: dict[str, Search] = {
+    "elva": lambda q, x, k: similarity_topk(q, x, k, screen=False).indices,
+    "elva, bfloat16 screen": lambda q, x, k: similarity_topk(q, x, k, screen=True).indices,
+    "eager": lambda q, x, k: (q @ x.T).topk(k).indices,
+    "faiss": faiss_flat,
+}
+
+
+@cache
+def problem(size: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit vectors, and the exact scores' k-th best for 32 sampled queries."""
+    queries, pool, dim, _ = SIZES[size]
+    generator = torch.Generator().manual_seed(0)
+    query, keys = (
+        torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1)
+        for n in (queries, pool)
+    )
+    sample = query[:: queries // 32].double()
+    scores = torch.cat([sample @ part.double().T for part in keys.split(20_000)], 1)
+    return query.to(device), keys.to(device), scores
+
+
+def assert_ids(found: Tensor, scores: Tensor, k: int) -> None:
+    """Ids of the sampled queries equal the exact ones up to gaps below float32's error."""
+    found = found[:: found.shape[0] // 32].cpu()
+    best = scores.topk(k)
+    assert all(len(set(row.tolist())) == k for row in found)
+    assert ((scores.gather(1, found) - best.values).abs() < 1e-6).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("contender", CONTENDERS)
+def test_similarity_topk(
+    request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
+) -> None:
+    if size.startswith("large"):
+        request.getfixturevalue("large")
+    if device == "cuda" and contender in ("faiss", "elva, bfloat16 screen"):
+        pytest.skip("a contender on CPUs only")
+    queries, pool, dim, k = SIZES[size]
+    query, keys, scores = problem(size, device)
+    assert_ids(CONTENDERS[contender](query, keys, k), scores, k)
+    work = Work(bytes=4 * dim * (queries + pool), flops=2 * queries * pool * dim)
+    run = lambda: CONTENDERS[contender](query, keys, k)  # noqa: E731
+    timed("similarity_topk", size, contender, device, work, run, rounds=3)

@@ -1,0 +1,60 @@
+"""The sweep of `linear_logprob` on CUDA devices. Imported at the first call there: it needs triton.
+
+With ``TRITON_INTERPRET=1`` set before the import, it also runs on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from elva.kernels.linear_logprob import advance_kernel
+
+TILE_ELEMENTS = 1 << 23
+"""Logits in one tile (32 MB): what lies between the two products is read again from the second-level cache."""
+BLOCK = 1024
+
+
+def forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_expected: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """logprob, entropy, logsumexp [T] and expected [T,H] (empty unless asked for); arguments as the operator's."""
+    count, dim = hidden.shape
+    highest = hidden.new_full((count,), -torch.inf, dtype=torch.float32)
+    total, weighted, target, fade = (hidden.new_zeros(count, dtype=torch.float32) for _ in range(4))
+    expected = hidden.new_zeros((count if with_expected else 0, dim), dtype=torch.float32)
+    targets = targets.contiguous()
+    tile = max(256, TILE_ELEMENTS // max(count, 1) // 256 * 256)
+    for first in range(0, weight.shape[0] if count else 0, tile):
+        head = weight[first : first + tile]
+        logits = _product(hidden, head.T)
+        # The second product takes half precision where the head has it, as flash attention's does.
+        p = logits if head.dtype == torch.float32 else torch.empty_like(logits, dtype=head.dtype)
+        with torch.cuda.device_of(hidden):
+            advance_kernel[(count,)](
+                logits,
+                p,
+                targets,
+                highest,
+                total,
+                weighted,
+                target,
+                fade,
+                first,
+                head.shape[0],
+                1 / temperature,
+                BLOCK=BLOCK,
+            )
+        if with_expected:
+            expected = torch.addcmul(_product(p, head), expected, fade[:, None])
+    logsumexp = highest + total.log()
+    if with_expected:
+        expected = expected / total[:, None]
+    return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in float32; torch.get_float32_matmul_precision() decides about TF32."""
+    if a.dtype == torch.float32 or not a.is_cuda:
+        return a.float() @ b.float()
+    return torch.mm(a, b, out_dtype=torch.float32)

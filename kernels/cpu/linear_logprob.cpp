@@ -1,0 +1,165 @@
+// elva::linear_logprob on CPUs. Semantics: elva/ops/linear_logprob.py.
+//
+// The vocabulary comes in tiles. Their logits exist in one buffer, in which one pass turns them into unnormalised
+// probabilities under the running maximum; the product of those with the same rows of the head, summed over the
+// tiles, is all that the gradient of a frozen head needs (flash attention with keys = values = head).
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "exponential.h"
+#include "gemm.h"
+#include "vector.h"
+
+namespace elva {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int64_t kTileElements = 1 << 21;  // logits in one tile
+constexpr int64_t kLeastTile = 256;
+
+Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType type) {
+  return torch::stable::new_empty(like, size, type);
+}
+Tensor slice(Tensor tensor, int64_t first, int64_t count) { return torch::stable::narrow(tensor, 0, first, count); }
+
+// Calls f(T{}, A{}) with the element type of a tensor and its accumulation type.
+template <typename F>
+void with_types(const Tensor& tensor, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f(float{}, float{});
+    case ScalarType::Double: return f(double{}, double{});
+    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{}, float{});
+    case ScalarType::Half: return f(torch::headeronly::Half{}, float{});
+    default: STD_TORCH_CHECK(false, "hidden and weight must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// Rows [first, first + count) in the accumulation type: a view where they are that already.
+template <typename T, typename A>
+Tensor widened(const Tensor& rows, int64_t first, int64_t count, const Tensor& buffer) {
+  if constexpr (std::is_same_v<T, A>) {
+    return slice(rows, first, count);
+  } else {
+    const int64_t dim = rows.size(1);
+    const T* from = rows.const_data_ptr<T>() + first * dim;
+    A* to = buffer.mutable_data_ptr<A>();
+    torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * dim; i < end * dim; ++i) to[i] = static_cast<A>(from[i]);
+    });
+    return slice(buffer, 0, count);
+  }
+}
+
+// What is known of one token after some tiles.
+template <typename A>
+struct Running {
+  A highest = -std::numeric_limits<A>::infinity();  // logit
+  A total = 0, weighted = 0;                        // sums of exp(z - highest), and of its products with z
+  A target = 0;                                     // the target's logit
+  A fade = 0;                                       // what the last tile's maximum left of earlier sums
+};
+
+// Logits become exp(z - highest), and the token's sums move to the new maximum.
+template <typename A>
+void advance(Running<A>& token, A* logits, int64_t width, A scale) {
+  const A highest = std::max(token.highest, maximum(logits, width) * scale);
+  const A fade = exponential(token.highest - highest);
+  const Sums<A> sums = exponentials(logits, width, scale, highest);
+  token = {highest, token.total * fade + sums.total, token.weighted * fade + sums.weighted, token.target, fade};
+}
+
+// expected = expected * fade + product
+template <typename A>
+void accumulate(const std::vector<Running<A>>& tokens, const Tensor& product, const Tensor& expected) {
+  const int64_t dim = expected.size(1);
+  const A* from = product.const_data_ptr<A>();
+  A* to = expected.mutable_data_ptr<A>();
+  torch::stable::parallel_for(0, expected.size(0), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const A fade = tokens[t].fade;
+      for (int64_t i = t * dim; i < (t + 1) * dim; ++i) to[i] = to[i] * fade + from[i];
+    }
+  });
+}
+
+template <typename T, typename A>
+void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A scale, std::vector<Running<A>>& tokens,
+           const Tensor* expected, ScalarType type) {
+  const int64_t count = hidden.size(0), dim = hidden.size(1), vocabulary = weight.size(0);
+  const int64_t tile = std::min(vocabulary, std::max(kLeastTile, kTileElements / count));
+  const bool narrow = !std::is_same_v<T, A>;
+  const Tensor rows = widened<T, A>(hidden, 0, count, empty(hidden, {narrow ? count : 0, dim}, type));
+  const Tensor buffer = empty(hidden, {narrow ? tile : 0, dim}, type), flat = empty(hidden, {count * tile}, type);
+  const Tensor product = empty(hidden, {expected ? count : 0, dim}, type);
+  for (int64_t first = 0; first < vocabulary; first += tile) {
+    const std::vector<int64_t> size{count, std::min(tile, vocabulary - first)};
+    const Tensor head = widened<T, A>(weight, first, size[1], buffer);
+    const Tensor logits = torch::stable::view(slice(flat, 0, count * size[1]), size);
+    multiply_transposed(rows, head, logits);
+    A* data = logits.mutable_data_ptr<A>();
+    torch::stable::parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        A* row = data + t * size[1];
+        const int64_t own = targets[t] - first;
+        if (own >= 0 && own < size[1]) tokens[t].target = row[own] * scale;
+        advance(tokens[t], row, size[1], scale);
+      }
+    });
+    if (!expected) continue;
+    multiply(logits, head, product);
+    accumulate(tokens, product, *expected);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_in, const Tensor& weight_in,
+                                                          const Tensor& targets_in, double temperature,
+                                                          bool with_expected) {
+  STD_TORCH_CHECK(hidden_in.dim() == 2 && weight_in.dim() == 2 && hidden_in.size(1) == weight_in.size(1) &&
+                      hidden_in.is_cpu() && weight_in.is_cpu() && hidden_in.scalar_type() == weight_in.scalar_type(),
+                  "expected hidden [T, H] and weight [V, H] of one dtype");
+  STD_TORCH_CHECK(targets_in.dim() == 1 && targets_in.is_cpu() && targets_in.size(0) == hidden_in.size(0) &&
+                      targets_in.scalar_type() == ScalarType::Long, "targets must be int64 [T]");
+  const Tensor hidden = torch::stable::contiguous(hidden_in), weight = torch::stable::contiguous(weight_in);
+  const Tensor targets = torch::stable::contiguous(targets_in);
+  const int64_t count = hidden.size(0), dim = hidden.size(1), vocabulary = weight.size(0);
+  const int64_t* ids = targets.const_data_ptr<int64_t>();
+  for (int64_t t = 0; t < count; ++t)
+    STD_TORCH_CHECK(ids[t] >= 0 && ids[t] < vocabulary, "targets must be rows of weight");
+  const ScalarType type = hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor logprob = empty(hidden, {count}, type), entropy = empty(hidden, {count}, type);
+  Tensor logsumexp = empty(hidden, {count}, type), expected = empty(hidden, {with_expected ? count : 0, dim}, type);
+  if (count == 0) return {logprob, entropy, logsumexp, expected};
+  torch::stable::zero_(expected);
+  with_types(hidden, [&]<typename T, typename A>(T, A) {
+    std::vector<Running<A>> tokens(count);
+    sweep<T, A>(hidden, weight, ids, static_cast<A>(1 / temperature), tokens, with_expected ? &expected : nullptr, type);
+    A *logprobs = logprob.mutable_data_ptr<A>(), *entropies = entropy.mutable_data_ptr<A>();
+    A* sums = logsumexp.mutable_data_ptr<A>();
+    A* means = with_expected ? expected.mutable_data_ptr<A>() : nullptr;
+    for (int64_t t = 0; t < count; ++t) {
+      sums[t] = tokens[t].highest + std::log(tokens[t].total);
+      logprobs[t] = tokens[t].target - sums[t];
+      entropies[t] = sums[t] - tokens[t].weighted / tokens[t].total;
+      for (int64_t i = 0; means && i < dim; ++i) means[t * dim + i] /= tokens[t].total;
+    }
+  });
+  return {logprob, entropy, logsumexp, expected};
+}
+
+}  // namespace
+}  // namespace elva
+
+STABLE_TORCH_LIBRARY_IMPL(elva, CPU, m) { m.impl("linear_logprob", TORCH_BOX(&elva::linear_logprob)); }

@@ -1,0 +1,59 @@
+"""`pytest --benchmark` runs the benchmarks, a plain run does not collect them, and a saved run becomes a report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks.report import load, main
+
+ROOT = Path(__file__).resolve().parents[2]
+CASE = "tiered_rank and elva and paper and not compile"
+
+
+def run_pytest(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    return done.stdout + done.stderr
+
+
+def test_only_the_option_collects_them():
+    with_option = run_pytest("--benchmark", "--collect-only")
+    assert "benchmarks/test_rank_reward.py" in with_option
+    assert "tests/ops" not in with_option
+    without = run_pytest("benchmarks", "--collect-only")
+    assert "test_rank_reward.py" not in without
+
+
+@pytest.mark.slow
+def test_a_saved_run_becomes_a_report(tmp_path, capsys):
+    saved = tmp_path / "run.json"
+    run_pytest("--benchmark", "-k", CASE, f"--benchmark-json={saved}")
+    run = json.loads(saved.read_text())
+    (row,) = run["benchmarks"]
+    assert 0 < row["extra_info"]["share_of_ceiling"] < 1.5
+    assert "node" not in run["machine_info"]
+    page = tmp_path / "benchmarks.md"
+    main([saved], page)
+    text = page.read_text()
+    assert "### tiered_rank: paper" in text
+    assert "| elva |" in text
+    assert (tmp_path / "benchmarks-run.png").stat().st_size > 1000
+
+
+def test_another_file_is_refused(tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text('{"benchmarks": []}')
+    for path in (other, tmp_path / "absent.json"):
+        with pytest.raises(typer.BadParameter, match="no run of `pytest --benchmark"):
+            load(path)

@@ -1,0 +1,232 @@
+"""`linear_logprob` against all logits in float64."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from elva.ops import LinearLogprob, library, linear_logprob, linear_logprob_reference
+from elva.ops.linear_logprob import _composite, _hidden_gradient
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def run_fallback(hidden: Tensor, weight: Tensor, targets: Tensor, **options: Any) -> LinearLogprob:
+    """The PyTorch back-end, whose backward is written out: hooked to autograd here."""
+
+    class Fallback(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(library, "_warned", True)
+                logprob, entropy, _, ctx.expected = _composite(
+                    hidden, weight.detach(), targets, temperature, True
+                )
+            ctx.hidden, ctx.temperature = hidden, temperature
+            return logprob, entropy
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+            saved = (ctx.hidden, weight.detach(), targets, ctx.expected, ctx.temperature)
+            return _hidden_gradient(grads[0], *saved), None
+
+    return LinearLogprob(*Fallback.apply(hidden, options.get("temperature", 1.0)))
+
+
+FROZEN: dict[str, Callable[..., LinearLogprob]] = {
+    "operator": linear_logprob,
+    "reference": linear_logprob_reference,
+    "fallback": run_fallback,
+}
+
+
+def problem(
+    seed: int, count: int, dim: int, vocabulary: int, dtype: torch.dtype = torch.float32, spread: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(count, dim, generator=generator).to(DEVICE, dtype)
+    weight = (spread * torch.randn(vocabulary, dim, generator=generator)).to(DEVICE, dtype)
+    return hidden, weight, torch.randint(0, vocabulary, (count,), generator=generator).to(DEVICE)
+
+
+def results(
+    function: Callable[..., LinearLogprob],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    head: bool,
+    **options: Any,
+) -> list[Tensor]:
+    """logprob, entropy, gradient of hidden, and of weight on request, for fixed upstream gradients."""
+    hidden, weight = hidden.detach().requires_grad_(), weight.detach().requires_grad_(head)
+    out = function(hidden, weight, targets, **options)
+    upstream = torch.randn(targets.shape[0], generator=torch.Generator().manual_seed(5)).to(out.logprob)
+    wanted = [hidden, weight] if head else [hidden]
+    return [out.logprob.detach(), out.entropy, *torch.autograd.grad(out.logprob, wanted, upstream)]
+
+
+def assert_as_defined(
+    function: Callable[..., LinearLogprob],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    head: bool,
+    **options: Any,
+) -> None:
+    found = results(function, hidden, weight, targets, head, **options)
+    plain = results(linear_logprob_reference, hidden, weight, targets, head, **options)
+    exact = results(linear_logprob_reference, hidden.double(), weight.double(), targets, head, **options)
+    logits = (hidden.double() @ weight.double().T / options.get("temperature", 1.0)).abs()
+    largest = 1 + float(logits.max()) if logits.numel() else 1.0
+    for value, other, true in zip(found, plain, exact, strict=True):
+        assert value.dtype == other.dtype and value.shape == true.shape
+        error, of_plain = (value.double() - true).abs(), (other.double() - true).abs()
+        # Units in the last place of the logits, which the exponential makes relative errors.
+        bound = (
+            4
+            * torch.finfo(torch.float32).eps
+            * largest
+            * (1 + true.abs().max().item() if true.numel() else 1)
+        )
+        small = bound + torch.finfo(value.dtype).eps * true.abs()
+        assert (error <= 2 * of_plain + small).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    count=st.sampled_from([0, 1, 5, 33]),
+    dim=st.sampled_from([1, 7, 32]),
+    vocabulary=st.sampled_from([1, 2, 255, 257, 1000]),
+    temperature=st.sampled_from([0.3, 1.0]),
+    spread=st.sampled_from([0.0, 1.0, 5.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
+@pytest.mark.parametrize("backend", FROZEN)
+def test_equals_the_definition(backend, seed, count, dim, vocabulary, temperature, spread, dtype):
+    inputs = problem(seed, count, dim, vocabulary, dtype, spread)
+    assert_as_defined(FROZEN[backend], *inputs, head=False, temperature=temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tile", [1 << 12, 1 << 21])
+def test_a_trained_head(monkeypatch, dtype, tile):
+    monkeypatch.setattr(sys.modules["elva.ops.linear_logprob"], "TILE_ELEMENTS", tile)
+    assert_as_defined(linear_logprob, *problem(0, 9, 16, 700, dtype), head=True, temperature=0.7)
+
+
+def test_trainable_rows_get_a_sparse_gradient():
+    hidden, weight, targets = problem(1, 12, 8, 50)
+    targets[:4] = torch.tensor([3, 3, 17, 40])
+    rows = torch.tensor([17, 3, 49], device=DEVICE)
+    found = results(linear_logprob, hidden, weight, targets, True, trainable_rows=rows)
+    expected = results(linear_logprob_reference, hidden, weight, targets, True, trainable_rows=rows)
+    assert found[3].is_sparse
+    torch.testing.assert_close(found[3].to_dense(), expected[3], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", FROZEN)
+def test_many_tiles(backend):
+    assert_as_defined(FROZEN[backend], *problem(2, 3000, 4, 2000), head=False)
+
+
+@pytest.mark.parametrize("backend", FROZEN)
+def test_extreme_logits(backend):
+    hidden = torch.tensor([[1.0], [-1.0]], device=DEVICE)
+    weight = torch.tensor([[-1000.0], *[[0.0]] * 300, [1000.0]], device=DEVICE)
+    out = FROZEN[backend](hidden, weight, torch.tensor([301, 301], device=DEVICE))
+    assert out.logprob.tolist() == [0.0, -2000.0]
+    assert out.entropy.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", FROZEN)
+def test_nan_is_not_hidden_and_stays_in_its_row(backend):
+    hidden, weight, targets = problem(3, 3, 4, 600)
+    hidden[1] = math.nan
+    out = FROZEN[backend](hidden, weight, targets)
+    assert out.logprob.isnan().tolist() == [False, True, False]
+
+
+def test_strides():
+    hidden, weight, targets = problem(4, 6, 10, 300)
+    wide = [x.repeat_interleave(2, dim=1)[:, ::2] for x in (hidden, weight)]
+    assert_as_defined(linear_logprob, *wide, targets, head=True)
+    assert_as_defined(
+        linear_logprob, hidden.t().contiguous().t(), weight.t().contiguous().t(), targets, head=False
+    )
+
+
+def test_gradcheck():
+    hidden, weight, targets = problem(5, 4, 3, 6, torch.float64)
+    inputs = (hidden.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda h, w: linear_logprob(h, w, targets, temperature=0.8).logprob, inputs
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(dtype):
+    hidden, weight, targets = problem(6, 4, 8, 40, dtype)
+    op = torch.ops.elva.linear_logprob.default
+    torch.library.opcheck(op, (hidden.requires_grad_(), weight, targets, 0.8, True))
+    torch.library.opcheck(op, (hidden.detach(), weight, targets, 0.8, False))
+    logprob = op(hidden.detach(), weight, targets, 0.8, False)[0]
+    arguments = (torch.ones_like(logprob), hidden.detach(), weight, targets, logprob, 0.8)
+    torch.library.opcheck(torch.ops.elva.linear_logprob_head_grad.default, arguments)
+    rows = torch.tensor([1, 5], device=DEVICE)
+    torch.library.opcheck(torch.ops.elva.linear_logprob_row_grad.default, (*arguments, rows))
+
+
+def test_compiles_into_one_graph():
+    hidden, weight, targets = problem(7, 4, 8, 40)
+
+    def loss(h: Tensor) -> Tensor:
+        return linear_logprob(h, weight, targets).logprob.sum()
+
+    one, other = (hidden.clone().requires_grad_() for _ in range(2))
+    loss(one).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(other).backward()
+    torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"hidden": torch.zeros(2, 3, dtype=torch.int64)}, TypeError, "hidden has dtype torch.int64"),
+        (
+            {"weight": torch.zeros(5, 3).double()},
+            TypeError,
+            "weight has dtype torch.float64; expected that of hidden",
+        ),
+        ({"hidden": torch.zeros(3)}, ValueError, r"hidden has shape \[3\]; expected \[T, H\]"),
+        ({"weight": torch.zeros(5, 4)}, ValueError, r"weight has shape \[5, 4\]; expected \[V, 3\]"),
+        ({"targets": torch.zeros(2)}, TypeError, "targets has dtype torch.float32; expected torch.int64"),
+        (
+            {"targets": torch.zeros(3, dtype=torch.int64)},
+            ValueError,
+            r"targets has shape \[3\]; expected \[2\]",
+        ),
+        ({"targets": torch.tensor([0, 5])}, ValueError, "targets holds 5; expected 0 to 4"),
+        ({"trainable_rows": torch.tensor([-1])}, ValueError, "trainable_rows holds -1"),
+        ({"temperature": 0.0}, ValueError, "temperature is 0.0; expected a finite number above 0"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception], message: str):
+    arguments = {
+        "hidden": torch.zeros(2, 3),
+        "weight": torch.zeros(5, 3),
+        "targets": torch.zeros(2, dtype=torch.int64),
+        **change,
+    }
+    for function in (linear_logprob, linear_logprob_reference):
+        with pytest.raises(error, match=message):
+            function(**arguments)

@@ -133,13 +133,14 @@ def _infonce(
     the scores ``[B, M]`` if they are to be kept."""
     positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
-    q, k = _operands(query, keys, allowed, similarity)
+    q, k = _operands(query, keys, allowed)
+    scale_q, scale_k = _scales(q, k, temperature, similarity)
     rows, count = q.shape[0], k.shape[0]
     kept = q.new_empty((rows, count) if keep else (0, count))
     row_lse, positive_scores = q.new_empty(rows), q.new_empty(rows)
     column_lse = q.new_full((rows,) if bidirectional else (0,), -torch.inf)
     for part in _parts(rows, count):
-        scores = _scores(q[part], k, temperature, kept[part] if keep else None)
+        scores = _scores(q[part], k, scale_q[part], scale_k, kept[part] if keep else None)
         positive_scores[part] = scores.gather(1, positives[part, None]).squeeze(1)
         if allowed is not None:
             scores.masked_fill_(~allowed[part], -torch.inf)
@@ -187,13 +188,17 @@ def _infonce_backward(
     """Gradients of query, keys (an empty tensor where not needed) and temperature."""
     positives = label_values(query, keys, labels, bidirectional)
     allowed = _allowed(mask, positives)
-    q, k = _operands(query, keys, allowed, similarity)
+    q, k = _operands(query, keys, allowed)
+    scale_q, scale_k = _scales(q, k, temperature, similarity)
     weight = grad_loss.to(q.dtype) * (0.5 if bidirectional else 1.0)
-    tau = temperature.to(q.dtype)
-    grad_q, grad_k = torch.empty_like(q), torch.zeros_like(k)
-    grad_temperature = torch.zeros_like(tau)
+    grad_q = torch.empty_like(q) if need_query else q.new_empty(0)
+    grad_k = torch.zeros_like(k) if need_keys else k.new_empty(0)
+    along_q, along_k = q.new_empty(q.shape[0]), k.new_zeros(k.shape[0])
     for part in _parts(q.shape[0], k.shape[0]):
-        scores = kept[part] if kept.shape[0] else _scores(q[part], k, temperature)
+        if kept.shape[0]:
+            scores = kept[part]
+        else:
+            scores = _scores(q[part], k, scale_q[part], scale_k)
         grad_scores = torch.exp(scores - row_lse[part, None])
         if allowed is not None:
             grad_scores.masked_fill_(~allowed[part], 0)
@@ -207,16 +212,21 @@ def _infonce_backward(
         grad_scores.scatter_add_(1, positives[part, None], pull[:, None])
         # Kept scores hold -inf where masked, which 0 does not neutralise.
         finite = scores if allowed is None else scores.masked_fill(~allowed[part], 0)
-        grad_temperature -= torch.dot(grad_scores.flatten(), finite.flatten()) / tau
-        grad_scores /= tau
+        moved = grad_scores * finite
+        along_q[part] = moved.sum(1)
+        along_k += moved.sum(0)
+        grad_scores *= scale_q[part, None]
+        grad_scores *= scale_k
         with torch.autocast(query.device.type, enabled=False):
             if need_query:
                 torch.mm(grad_scores, k, out=grad_q[part])
             if need_keys:
                 grad_k.addmm_(grad_scores.T, q[part])
-    grad_query = _grad_of_operand(grad_q, q, query, similarity) if need_query else query.new_empty(0)
-    grad_keys = _grad_of_operand(grad_k, k, keys, similarity) if need_keys else keys.new_empty(0)
-    return grad_query, grad_keys, grad_temperature.to(temperature.dtype).reshape(temperature.shape)
+    grad_temperature = (-along_q.sum() / temperature.to(q.dtype)).to(temperature.dtype)
+    if similarity == "cosine":
+        _remove_radial(grad_q, q, along_q)
+        _remove_radial(grad_k, k, along_k)
+    return grad_q.to(query.dtype), grad_k.to(keys.dtype), grad_temperature.reshape(temperature.shape)
 
 
 @_infonce_backward.register_fake
@@ -260,29 +270,35 @@ def _backward(ctx, grad_loss, *_):
 _infonce.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _operands(query: Tensor, keys: Tensor, allowed: Tensor | None, similarity: str) -> tuple[Tensor, Tensor]:
+def _operands(query: Tensor, keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries and keys in the accumulation dtype. They are not normalised: the scores are, in one pass."""
     dtype = accumulation_dtype(query, keys)
-    q, k = query.to(dtype), _without_unused(keys.to(dtype), allowed)
-    return (q * inverse_norm(q), k * inverse_norm(k)) if similarity == "cosine" else (q, k)
+    return query.to(dtype), _without_unused(keys.to(dtype), allowed)
 
 
-def _scores(q: Tensor, k: Tensor, temperature: Tensor, out: Tensor | None = None) -> Tensor:
+def _scales(q: Tensor, k: Tensor, temperature: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+    """What a product is multiplied with to be a score: ``[B]`` (1/tau in it) and ``[M]``."""
+    tau = temperature.to(q.dtype)
+    if similarity == "dot":
+        return (1 / tau).expand(q.shape[0]), k.new_ones(k.shape[0])
+    return inverse_norm(q).squeeze(1) / tau, inverse_norm(k).squeeze(1)
+
+
+def _scores(q: Tensor, k: Tensor, scale_q: Tensor, scale_k: Tensor, out: Tensor | None = None) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
-        return torch.mm(q, k.T, out=out).div_(temperature.to(q.dtype))
+        return torch.mm(q, k.T, out=out).mul_(scale_q[:, None]).mul_(scale_k)
+
+
+def _remove_radial(grad: Tensor, vectors: Tensor, along: Tensor) -> None:
+    """Take out of a cosine's gradient what only changes a length; ``along`` = sum of score gradients x scores."""
+    if grad.numel():
+        grad.addcmul_(vectors, (inverse_norm(vectors).square() * along[:, None]), value=-1)
 
 
 def _parts(rows: int, count: int) -> Iterator[slice]:
     """Rows whose scores are worked on together."""
     size = max(16, PART_ELEMENTS // max(count, 1))
     return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
-
-
-def _grad_of_operand(grad: Tensor, operand: Tensor, original: Tensor, similarity: str) -> Tensor:
-    """Chain the gradient of a (normalised) operand back to the tensor that was passed in."""
-    if similarity == "cosine":
-        along = (grad * operand).sum(dim=-1, keepdim=True)
-        grad = (grad - along * operand) * inverse_norm(original.to(grad.dtype))
-    return grad.to(original.dtype)
 
 
 def _allowed(mask: Tensor | None, positives: Tensor) -> Tensor | None:

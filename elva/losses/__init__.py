@@ -7,6 +7,7 @@ loss = ELVALoss()(query, positive, negatives)   # [B, D], [B, D], [B, N, D]
 
 from __future__ import annotations
 
+from elva.losses.cached_infonce import CachedInfoNCELoss
 from elva.losses.elva import ELVALoss
 from elva.losses.grpo import GRPOLoss
 from elva.losses.infonce import InfoNCELoss
@@ -14,6 +15,7 @@ from elva.losses.rewards import elva_reward, group_advantage, margin_reward, ran
 from elva.losses.tiered_rank import TieredRankingLoss
 
 __all__ = [
+    "CachedInfoNCELoss",
     "ELVALoss",
     "GRPOLoss",
     "InfoNCELoss",

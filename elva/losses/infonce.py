@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from elva.losses.gather import gather_rows, place_of
 from elva.ops.infonce import infonce
 from elva.ops.infonce_check import SIMILARITIES
 
@@ -21,6 +23,10 @@ class InfoNCELoss(nn.Module):
         similarity: ``"cosine"`` or ``"dot"``.
         bidirectional: average with the direction in which each positive key picks its query; labels one to one.
         learnable_temperature: hold ``log tau`` as a parameter ``log_temperature``, so that tau stays positive.
+        cross_device: the keys and negatives of all ranks of the default process group are candidates, with gradients.
+            The mean of the ranks' losses is the loss of one process on the joint batch, and gradients averaged over
+            the ranks, as DDP and FSDP do, are its gradients, also where the shards differ in size. Without a process
+            group it changes nothing.
 
     Raises:
         ValueError: a temperature that is not above 0 or an unknown similarity.
@@ -39,6 +45,7 @@ class InfoNCELoss(nn.Module):
         similarity: str = "cosine",
         bidirectional: bool = False,
         learnable_temperature: bool = False,
+        cross_device: bool = False,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -47,6 +54,7 @@ class InfoNCELoss(nn.Module):
             raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
         self.similarity = similarity
         self.bidirectional = bidirectional
+        self.cross_device = cross_device
         self.initial_temperature = temperature
         self.log_temperature = (
             nn.Parameter(torch.tensor(math.log(temperature))) if learnable_temperature else None
@@ -78,7 +86,8 @@ class InfoNCELoss(nn.Module):
                 They have no ids and no mask: put them into ``keys`` where they need some.
             query_ids: ``[B]`` integers; queries with one id share their positives, which are then no negatives.
             key_ids: ``[M]`` integers; keys with one id are the same item, so a copy of a positive is no negative.
-            mask: ``[B, M]`` bool, True = the key counts for the query. A query's own positive always counts.
+            mask: ``[B, M]`` bool, True = the key counts for the query. A query's own positive always counts. Not with
+                ``cross_device``: give ids there.
 
         Returns:
             Scalar >= 0, float32 (float64 for float64 input).
@@ -87,13 +96,20 @@ class InfoNCELoss(nn.Module):
             ValueError, TypeError: shapes, dtypes or labels that do not fit, naming the argument.
         """
         batch, count = query.shape[0], keys.shape[0]
-        if batch == 0:
+        joint = self.cross_device and dist.is_available() and dist.is_initialized()
+        if batch == 0 and not joint:
             raise ValueError("query has no rows: the mean over an empty batch is not defined")
         for name, ids, length in (("query_ids", query_ids, batch), ("key_ids", key_ids, count)):
             if ids is not None and ids.shape != (length,):
                 raise ValueError(f"{name} must have shape [{length}], got {list(ids.shape)}")
         if mask is not None and mask.shape != (batch, count):
             raise ValueError(f"mask must have shape [{batch}, {count}], got {list(mask.shape)}")
+        if joint:
+            if mask is not None:
+                raise ValueError(
+                    "mask covers this rank's keys only; with cross_device=True give query_ids and key_ids"
+                )
+            return self._joint(query, keys, labels, negatives, query_ids, key_ids)
         if query_ids is not None or key_ids is not None:
             known = ~known_positives(labels, batch, count, query_ids, key_ids, query.device)
             mask = known if mask is None else mask & known
@@ -110,12 +126,59 @@ class InfoNCELoss(nn.Module):
         )
         return losses.mean()
 
+    def _joint(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        labels: Tensor | None,
+        negatives: Tensor | None,
+        query_ids: Tensor | None,
+        key_ids: Tensor | None,
+    ) -> Tensor:
+        """This rank's share of the loss of the joint batch."""
+        batch = query.shape[0]
+        if labels is None:
+            labels = torch.arange(batch, device=query.device)
+        first, everywhere = place_of(query)
+        if everywhere == 0:
+            raise ValueError("query has no rows on any rank: the mean over an empty batch is not defined")
+        own = slice(first, first + batch)
+        candidates = gather_rows(keys)
+        pool = candidates.rows
+        positives = labels + candidates.offset
+        unknown = None
+        if query_ids is not None or key_ids is not None:
+            joint_queries, joint_keys = (
+                None if ids is None else gather_rows(ids).rows for ids in (query_ids, key_ids)
+            )
+            joint_labels = gather_rows(positives).rows
+            unknown = ~known_positives(
+                joint_labels, everywhere, pool.shape[0], joint_queries, joint_keys, query.device
+            )
+        mask = None if unknown is None else unknown[own]
+        if negatives is not None:
+            joint = gather_rows(_flat_negatives(keys, negatives, batch)).rows
+            pool, mask = _append(pool, joint, mask, batch)
+        losses = self._losses(query, pool, positives, mask)
+        if self.bidirectional:
+            places = torch.arange(own.start, own.stop, device=query.device)
+            mask = None if unknown is None else unknown[:, positives].T
+            losses = 0.5 * (losses + self._losses(keys[labels], gather_rows(query).rows, places, mask))
+        return losses.sum() * (dist.get_world_size() / everywhere)
+
+    def _losses(self, query: Tensor, keys: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """One direction."""
+        return infonce(
+            query, keys, labels, temperature=self.temperature, similarity=self.similarity, mask=mask
+        )
+
     def extra_repr(self) -> str:
         learnable = self.log_temperature is not None
         temperature = torch.as_tensor(self.temperature).item()
         return (
             f"temperature={temperature:g}, similarity={self.similarity!r}, "
-            f"bidirectional={self.bidirectional}, learnable_temperature={learnable}"
+            f"bidirectional={self.bidirectional}, learnable_temperature={learnable}, "
+            f"cross_device={self.cross_device}"
         )
 
 
@@ -143,6 +206,15 @@ def known_positives(
 
 
 def _append(keys: Tensor, negatives: Tensor, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
+    """Keys and mask with the negatives behind, which count for every query."""
+    negatives = _flat_negatives(keys, negatives, batch)
+    if mask is not None:
+        mask = torch.cat([mask, mask.new_ones(batch, negatives.shape[0])], dim=1)
+    return torch.cat([keys, negatives]), mask
+
+
+def _flat_negatives(keys: Tensor, negatives: Tensor, batch: int) -> Tensor:
+    """``[N, D]``; ValueError unless they are that or ``[B, N, D]``."""
     shape = list(negatives.shape)
     if (
         negatives.ndim not in (2, 3)
@@ -152,7 +224,4 @@ def _append(keys: Tensor, negatives: Tensor, mask: Tensor | None, batch: int) ->
         raise ValueError(
             f"negatives must be [N, {keys.shape[-1]}] or [{batch}, N, {keys.shape[-1]}], got {shape}"
         )
-    negatives = negatives.flatten(0, -2)
-    if mask is not None:
-        mask = torch.cat([mask, mask.new_ones(batch, negatives.shape[0])], dim=1)
-    return torch.cat([keys, negatives]), mask
+    return negatives.flatten(0, -2)

@@ -1,0 +1,178 @@
+"""InfoNCE over batches that do not fit: GradCache (arXiv 2101.06983)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from elva.losses.infonce import InfoNCELoss
+
+Encode = Callable[[Any], Tensor]
+
+
+class CachedInfoNCELoss(nn.Module):
+    """:class:`InfoNCELoss` of a batch that is encoded in pieces; memory is that of one piece plus the embeddings.
+
+    Forward encodes every piece without a graph and takes the loss's gradient in the embeddings. Backward encodes every
+    piece again, with the same random numbers (dropout), and sends its embeddings' gradient through it. The result is
+    the uncached gradient, for one more forward pass.
+
+    Args:
+        mini_batch_size: items encoded at once, >= 1.
+        **options: of :class:`InfoNCELoss`, ``cross_device`` included.
+
+    Example:
+        >>> encoder = nn.Linear(4, 3)
+        >>> loss = CachedInfoNCELoss(mini_batch_size=2)
+        >>> loss(encoder, torch.randn(6, 4), torch.randn(6, 4)).backward()
+        >>> encoder.weight.grad.shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(self, mini_batch_size: int = 32, **options: Any) -> None:
+        super().__init__()
+        if mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size must be at least 1, got {mini_batch_size}")
+        self.mini_batch_size = mini_batch_size
+        self.loss = InfoNCELoss(**options)
+
+    def forward(
+        self,
+        encoder: Encode,
+        query: Any,
+        keys: Any,
+        labels: Tensor | None = None,
+        *,
+        negatives: Any = None,
+        **options: Tensor | None,
+    ) -> Tensor:
+        """Mean loss over the batch.
+
+        Args:
+            encoder: makes embeddings ``[n, D]`` of n inputs: a module, also one wrapped by DDP or FSDP2 (whose gradient
+                exchange waits for the last piece), or any function. FSDP2's forward is a collective: there every rank
+                must have equally many pieces.
+            query, keys, negatives: inputs that can be cut: a tensor (first dimension), a dict of such tensors, or a
+                list. ``negatives``: N inputs, candidates of all queries.
+            labels, options: as in :meth:`InfoNCELoss.forward`.
+
+        Raises:
+            TypeError: inputs that cannot be cut. ValueError: as :class:`InfoNCELoss`.
+        """
+        groups = [list(_cut(inputs, self.mini_batch_size)) for inputs in (query, keys, negatives)]
+        pieces = [piece for group in groups for piece in group]
+        sizes = [len(group) for group in groups]
+        states, parts = [], []
+        with torch.no_grad():
+            for piece in pieces:
+                states.append(_RandomState())
+                parts.append(encoder(piece))
+        if not torch.is_grad_enabled():
+            return self._loss(parts, sizes, labels, options)
+        parts = [part.detach().requires_grad_() for part in parts]
+        loss = self._loss(parts, sizes, labels, options)
+        parameters = [p for p in self.loss.parameters() if p.requires_grad]
+        grads = torch.autograd.grad(loss, [*parts, *parameters])
+        again = _Again(encoder, pieces, states, grads[: len(parts)])
+        # Autograd calls a backward only where some input needs a gradient.
+        ticket = torch.zeros((), device=loss.device, requires_grad=True)
+        return _Replay.apply(loss.detach(), again, grads[len(parts) :], ticket, *parameters)
+
+    def _loss(
+        self, parts: list[Tensor], sizes: list[int], labels: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        first, second = sizes[0], sizes[0] + sizes[1]
+        if not (first and second > first):
+            raise ValueError("query and keys must hold at least one input each")
+        negatives = torch.cat(parts[second:]) if sizes[2] else None
+        query, keys = torch.cat(parts[:first]), torch.cat(parts[first:second])
+        return self.loss(query, keys, labels, negatives=negatives, **options)
+
+
+class _RandomState:
+    """The generators' states when a piece is encoded, to be there again when it is encoded a second time."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        devices = [] if self._cuda is None else [torch.cuda.current_device()]
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(self._cpu)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda)
+            yield
+
+
+class _Again:
+    """Encodes every piece with a graph and sends its embeddings' gradient through it."""
+
+    def __init__(
+        self, encoder: Encode, pieces: list[Any], states: list[_RandomState], grads: Sequence[Tensor]
+    ) -> None:
+        self._encoder = encoder
+        self._work = list(zip(pieces, states, grads, strict=True))
+
+    def backward(self, scale: Tensor) -> None:
+        for number, (piece, state, grad) in enumerate(self._work, start=1):
+            with (
+                _exchange_at(self._encoder, number == len(self._work)),
+                state.restored(),
+                torch.enable_grad(),
+            ):
+                embeddings = self._encoder(piece)
+                if embeddings.requires_grad:
+                    torch.autograd.backward(embeddings, grad * scale)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Tensor, again: _Again, grads: Sequence[Tensor], ticket: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        ctx.again, ctx.grads = again, grads
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
+        ctx.again.backward(upstream[0])
+        return None, None, None, None, *(grad * upstream[0] for grad in ctx.grads)
+
+
+@contextmanager
+def _exchange_at(encoder: Encode, last: bool) -> Iterator[None]:
+    """Let DDP (no_sync) or FSDP2 (set_requires_gradient_sync) exchange gradients with the last piece only."""
+    if hasattr(encoder, "set_requires_gradient_sync"):
+        encoder.set_requires_gradient_sync(last)
+        yield
+    elif hasattr(encoder, "no_sync") and not last:
+        with encoder.no_sync():
+            yield
+    else:
+        yield
+
+
+def _cut(inputs: Any, size: int) -> Iterator[Any]:
+    """Pieces of ``size`` inputs; none of ``None``."""
+    if inputs is None:
+        return
+    if isinstance(inputs, Tensor):
+        yield from inputs.split(size) if len(inputs) else ()
+    elif isinstance(inputs, Mapping):
+        lengths = {len(value) for value in inputs.values()}
+        if len(lengths) != 1:
+            raise ValueError(
+                f"inputs: the entries of the dict have lengths {sorted(lengths)}, expected one length"
+            )
+        for first in range(0, lengths.pop(), size):
+            yield {name: value[first : first + size] for name, value in inputs.items()}
+    elif isinstance(inputs, list | tuple):
+        yield from (inputs[first : first + size] for first in range(0, len(inputs), size))
+    else:
+        raise TypeError(f"inputs must be a tensor, a dict of tensors or a list, got {type(inputs).__name__}")

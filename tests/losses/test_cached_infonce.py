@@ -1,0 +1,104 @@
+"""CachedInfoNCELoss equals InfoNCELoss on the same embeddings, in value and in every gradient."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from elva.losses import CachedInfoNCELoss, InfoNCELoss
+
+
+class Encoder(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Dropout(dropout), nn.Linear(9, 4))
+
+    def forward(self, inputs):
+        if isinstance(inputs, dict):
+            inputs = inputs["x"] * inputs["scale"][:, None]
+        elif isinstance(inputs, list):
+            inputs = torch.stack(inputs)
+        return self.layers(inputs)
+
+
+def problem(rows=7, count=11):
+    torch.manual_seed(0)
+    return (
+        Encoder().double(),
+        torch.randn(rows, 6).double(),
+        torch.randn(count, 6).double(),
+        torch.randn(5, 6).double(),
+    )
+
+
+def gradients(module: nn.Module) -> list[torch.Tensor]:
+    return [p.grad for p in module.parameters()]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("with_negatives", [False, True])
+def test_equals_the_uncached_loss(size, with_negatives):
+    encoder, query, keys, negatives = problem()
+    other = copy.deepcopy(encoder)
+    options = {"temperature": 0.3, "bidirectional": True, "learnable_temperature": True}
+    cached, plain = CachedInfoNCELoss(mini_batch_size=size, **options), InfoNCELoss(**options)
+    labels = torch.randperm(11)[:7]
+    found = cached(encoder, query, keys, labels, negatives=negatives if with_negatives else None)
+    expected = plain(
+        other(query), other(keys), labels, negatives=other(negatives) if with_negatives else None
+    )
+    torch.testing.assert_close(found, expected)
+    (2 * found).backward()
+    (2 * expected).backward()
+    for one, another in zip(
+        gradients(encoder) + gradients(cached), gradients(other) + gradients(plain), strict=True
+    ):
+        torch.testing.assert_close(one, another)
+
+
+@pytest.mark.parametrize("form", ["dict", "list"])
+def test_inputs_that_are_not_one_tensor(form):
+    encoder, query, keys, _ = problem()
+    scale = torch.ones(7).double()
+    inputs = {"x": query, "scale": scale} if form == "dict" else list(query)
+    loss = CachedInfoNCELoss(mini_batch_size=3)
+    torch.testing.assert_close(loss(encoder, inputs, keys), loss(encoder, query, keys))
+
+
+def test_dropout_drops_the_same_the_second_time():
+    torch.manual_seed(1)
+    encoder = Encoder(dropout=0.5).double()
+    seen: list[torch.Tensor] = []
+    encoder.layers[2].register_forward_hook(lambda module, inputs, output: seen.append(output.detach() == 0))
+    query, keys = torch.randn(4, 6).double(), torch.randn(6, 6).double()
+    loss = CachedInfoNCELoss(mini_batch_size=2)(encoder, query, keys)
+    before = torch.get_rng_state()
+    loss.backward()
+    assert len(seen) == 10
+    assert all(torch.equal(one, other) for one, other in zip(seen[:5], seen[5:], strict=True))
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_graph_where_none_is_wanted():
+    encoder, query, keys, _ = problem()
+    with torch.no_grad():
+        loss = CachedInfoNCELoss(mini_batch_size=2)(encoder, query, keys)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, InfoNCELoss()(encoder(query), encoder(keys)).detach())
+
+
+def test_bad_arguments_are_named():
+    encoder, query, keys, _ = problem()
+    with pytest.raises(ValueError, match="mini_batch_size must be at least 1, got 0"):
+        CachedInfoNCELoss(mini_batch_size=0)
+    loss = CachedInfoNCELoss()
+    with pytest.raises(TypeError, match="inputs must be a tensor, a dict of tensors or a list, got int"):
+        loss(encoder, 3, keys)
+    with pytest.raises(ValueError, match=r"the entries of the dict have lengths \[5, 7\]"):
+        loss(encoder, {"x": query, "scale": torch.ones(5)}, keys)
+    with pytest.raises(ValueError, match="query and keys must hold at least one input each"):
+        loss(encoder, query[:0], keys)

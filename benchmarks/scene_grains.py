@@ -1,7 +1,7 @@
 """Which grains a model sees: how often a scene outranks the picture that violates one grain of its query.
 
     elva data scenes --size 1500 --seed 1 --out data/scenes1
-    python -m benchmarks.scene_grains runs/proof/seed0/instruct/model data/scenes1 --seed 1
+    python -m benchmarks.scene_grains runs/scenes/seed0/instruct/model data/scenes1 --seed 1
 
 Prints the share of (multi-grain query, near miss) pairs that are ordered rightly, by the grain that the near miss
 violates; `swap` is an attribute exchanged between two objects. Half is chance.

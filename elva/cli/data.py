@@ -107,10 +107,8 @@ def nli(
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn an error about the user's input into one line on stderr and exit status 1."""
-    from elva.data.records import DataError
-
     try:
         yield
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

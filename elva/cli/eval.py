@@ -38,6 +38,8 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Hit rate, recall, MRR and nDCG per task; multi-grain hits, grain distance and grains named."""
+    from safetensors import SafetensorError
+
     from elva.data.mbeir import MBEIRDirectory
     from elva.evaluation.gallery import build_gallery
     from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
@@ -71,7 +73,7 @@ def evaluate_command(
             gallery = build_gallery(encoder, data, **shared)
             page = render_report(f"{Path(model).name} on {data.name}", {model: results}, gallery=gallery)
             write_outputs(out, results, page)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SafetensorError) as error:
         typer.echo(f"elva eval: {error}", err=True)
         raise typer.Exit(2) from error
 

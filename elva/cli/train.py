@@ -16,13 +16,14 @@ Overrides = Annotated[
 
 
 def _train(stage: str, config: Path | None, overrides: list[str] | None) -> None:
-    from elva.data.mbeir import DataError
-    from elva.training.config import ConfigError, load_config
+    from safetensors import SafetensorError
+
+    from elva.training.config import load_config
     from elva.training.run import run_stage
 
     try:
         model = run_stage(load_config(stage, config, overrides))
-    except (ConfigError, DataError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, SafetensorError) as error:
         typer.echo(f"elva train {stage}: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(str(model))

@@ -1,4 +1,4 @@
-"""Balanced negatives of stage 3 (PAPER.md): filtered hard ones plus random ones, chosen from embeddings."""
+"""Balanced negatives of stage 3 (docs/method.md): filtered hard ones plus random ones, chosen from embeddings."""
 
 from __future__ import annotations
 

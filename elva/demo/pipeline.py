@@ -53,8 +53,14 @@ def load_settings(name_or_path: str, overrides: list[str] | None = None) -> dict
             raise ConfigError(f"--settings {name_or_path}: expected quick, proof or a YAML file")
         text = resource.read_text(encoding="utf-8")
     settings: dict[str, Any] = yaml.safe_load(text)
+    known = sorted(settings)
     for override in overrides or []:
         set_override(settings, override)
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--set {unknown[0]}: no such part of the settings, expected one of {', '.join(known)}"
+        )
     return settings
 
 

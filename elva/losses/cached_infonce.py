@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from elva.losses.infonce import InfoNCELoss
 
@@ -140,6 +141,7 @@ class _Replay(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
         ctx.again.backward(upstream[0])
         return None, None, None, None, *(grad * upstream[0] for grad in ctx.grads)

@@ -1,6 +1,8 @@
-"""The paper's ranking and margin aims as a loss that can be minimised directly (PAPER.md, "Definitions")."""
+"""The paper's ranking and margin aims as a loss that can be minimised directly (docs/method.md)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from elva.losses.rewards import reward_of_rows
 from elva.losses.rows import Rows, Similarities, as_rows, similarities
 from elva.losses.tiered_rank import tiered_ranking
 from elva.ops.tiered_rank import tiered_rank
+from elva.ops.tiered_rank_check import check_options
 
 FORMS = ("smooth", "reward")
 
@@ -73,6 +76,12 @@ class ELVALoss(nn.Module):
         for name, value in (("temperature", temperature), ("margin_temperature", margin_temperature)):
             if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        numbers = {"alpha": alpha, "epsilon": epsilon, "delta": delta, "gamma": gamma}
+        numbers |= {"tier_weight": tier_weight, "infonce_weight": infonce_weight}
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+        check_options(temperature, num_tiers, false_negative_threshold, None)
         if num_tiers < 2:
             raise ValueError(f"num_tiers must be at least 2, got {num_tiers}")
         self.alpha = alpha

@@ -1,6 +1,8 @@
-"""The policy loss of stage 3: GRPO on the tokens of the summaries (PAPER.md, "Rewards"; names as in TRL)."""
+"""The policy loss of stage 3: GRPO on the tokens of the summaries (the ELVA paper; names as in TRL)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ class GRPOLoss(nn.Module):
     averaged over the tokens of a completion, then over completions (TRL's ``loss_type="grpo"``); or, with
     ``max_completion_length``, summed over them and divided by that constant (``"dr_grpo"``), which weights every
     sampled token alike and makes the loss's gradient that of E[R] up to a constant. The loss maximises E[R] through
-    the sampled tokens only; the path through the embedding is not part of it (PAPER.md, "What it leaves open").
+    the sampled tokens only; the path through the embedding is not part of it (docs/method.md).
 
     Args:
         beta: weight of the KL penalty, >= 0; the reference is needed when it is above 0.
@@ -51,8 +53,8 @@ class GRPOLoss(nn.Module):
         max_completion_length: int | None = None,
     ) -> None:
         super().__init__()
-        if not beta >= 0:
-            raise ValueError(f"beta must be at least 0, got {beta}")
+        if not 0 <= beta < math.inf:
+            raise ValueError(f"beta must be at least 0 and finite, got {beta}")
         if not 0 < epsilon < 1:
             raise ValueError(f"epsilon must be between 0 and 1, got {epsilon}")
         if epsilon_high is not None and not epsilon_high > 0:
@@ -144,6 +146,8 @@ class GRPOLoss(nn.Module):
                     f"{name} must have shape {list(hidden.shape[:-1])}, as hidden has [R, T, H], "
                     f"got {list(tensor.shape)}"
                 )
+        if completion_ids.dtype != torch.int64:
+            raise TypeError(f"completion_ids must be int64, got {completion_ids.dtype}")
         used = mask.bool()
         tokens = linear_logprob(
             hidden[used], weight, completion_ids[used], temperature=temperature, trainable_rows=trainable_rows

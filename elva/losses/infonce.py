@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from elva.losses.gather import gather_rows, place_of
 from elva.ops.infonce import infonce
-from elva.ops.infonce_check import SIMILARITIES
+from elva.ops.infonce_check import SIMILARITIES, check_arguments, label_values
 
 
 class InfoNCELoss(nn.Module):
-    """InfoNCE, the objective of stages 1 and 2 (PAPER.md, "Three stages").
+    """InfoNCE, the objective of stages 1 and 2 (docs/method.md).
 
         L = -1/B sum_b log( exp(s(q_b, k_label(b)) / tau) / sum_m exp(s(q_b, k_m) / tau) )
 
@@ -95,6 +95,7 @@ class InfoNCELoss(nn.Module):
         Raises:
             ValueError, TypeError: shapes, dtypes or labels that do not fit, naming the argument.
         """
+        check_arguments(query, keys, labels, self.temperature, self.similarity, mask)
         batch, count = query.shape[0], keys.shape[0]
         joint = self.cross_device and dist.is_available() and dist.is_initialized()
         if batch == 0 and not joint:
@@ -111,6 +112,7 @@ class InfoNCELoss(nn.Module):
                 )
             return self._joint(query, keys, labels, negatives, query_ids, key_ids)
         if query_ids is not None or key_ids is not None:
+            labels = label_values(query, keys, labels, self.bidirectional)
             known = ~known_positives(labels, batch, count, query_ids, key_ids, query.device)
             mask = known if mask is None else mask & known
         if negatives is not None:

@@ -1,4 +1,4 @@
-"""The rewards of stage 3 as plain functions, and group-relative advantages (PAPER.md, "Rewards")."""
+"""The rewards of stage 3 as plain functions, and group-relative advantages (docs/method.md)."""
 
 from __future__ import annotations
 

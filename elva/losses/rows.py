@@ -87,7 +87,8 @@ def _check(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | No
     own = negatives.ndim == query.ndim + 1 and negatives.shape[:-2] == query.shape[:-1]
     shared = negatives.ndim == 2
     if not (own or shared) or negatives.shape[-1] != query.shape[-1]:
-        expected = f"{[*query.shape[:-1], 'N', query.shape[-1]]} (own) or {['N', query.shape[-1]]} (shared)"
+        own_shape = ", ".join(map(str, (*query.shape[:-1], "N", query.shape[-1])))
+        expected = f"[{own_shape}] (own) or [N, {query.shape[-1]}] (shared)"
         raise ValueError(f"negatives must have shape {expected}, got {list(negatives.shape)}")
     if mask is None:
         return

@@ -1,4 +1,4 @@
-"""Ranking among the negatives: those nearer to the positive should stand nearer to the query (PAPER.md, ``L_tier``)."""
+"""Ranking among the negatives: those nearer to the positive should stand nearer to the query (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TieredRankingLoss(nn.Module):
 def tiered_ranking(logsumexp: Tensor) -> Tensor:
     """``L_tier`` of each row, ``[R]``, from the tiers' log-sum-exps ``[R, T]`` (−inf = empty), nearest tier first."""
     # A finite floor for empty tiers: sums with them then have a gradient (of zero) and not NaN.
-    occupied = logsumexp > -torch.inf
+    occupied = logsumexp != -torch.inf
     heads = torch.where(occupied, logsumexp, torch.finfo(logsumexp.dtype).min / 2).unbind(dim=1)
     loss, tail = torch.zeros_like(heads[-1]), heads[-1]
     for tier in range(len(heads) - 2, -1, -1):

@@ -1,4 +1,4 @@
-"""InfoNCE: softmax cross-entropy of every query's positive key among all keys (PAPER.md, "Three stages").
+"""InfoNCE: softmax cross-entropy of every query's positive key among all keys (docs/method.md).
 
     loss_b = logsumexp_{m allowed for b} s(q_b, k_m)/tau  -  s(q_b, k_label(b))/tau
 

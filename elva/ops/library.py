@@ -49,6 +49,17 @@ def register_autograd(name: str, backward: Callable[..., Any], setup_context: Ca
     )
 
 
+def refuse_second_derivative(name: str) -> None:
+    """Make a derivative of the gradient operator ``elva::name`` an error; PyTorch would take it for 0."""
+
+    def refuse(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(
+            f"elva::{name} has no derivative of its own: use the _reference function for second derivatives"
+        )
+
+    register_autograd(name, refuse, lambda ctx, inputs, output: None)
+
+
 def native_available() -> bool:
     """True where the C++ kernels for CPUs were loaded."""
     return _native_problem is None

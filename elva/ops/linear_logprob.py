@@ -227,7 +227,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, grad_logprob: Tensor, *_: Any) -> tuple[Any, ...]:
     hidden, weight, targets, expected = ctx.saved_tensors
-    grad = _hidden_gradient(grad_logprob, hidden, weight, targets, expected, ctx.temperature)
+    grad = torch.ops.elva.linear_logprob_hidden_grad.default(
+        grad_logprob, hidden, weight, targets, expected, ctx.temperature
+    )
     return grad, None, None, None, None
 
 
@@ -235,15 +237,23 @@ library.define(
     "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, float temperature, bool with_expected) -> "
     "(Tensor logprob, Tensor entropy, Tensor logsumexp, Tensor expected)"
 )
+library.define(
+    "linear_logprob_hidden_grad(Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor expected, "
+    "float temperature) -> Tensor"
+)
 _HEAD = "Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor logprob, float temperature"
 library.define(f"linear_logprob_head_grad({_HEAD}) -> Tensor")
 library.define(f"linear_logprob_row_grad({_HEAD}, Tensor trainable_rows) -> Tensor")
 library.implement("linear_logprob", _composite)
+library.implement("linear_logprob_hidden_grad", _hidden_gradient)
 library.implement("linear_logprob_head_grad", _head_gradient)
 library.implement("linear_logprob_row_grad", _row_gradient)
 if library.triton_available():
     library.implement("linear_logprob", _triton, "CUDA")
 library.register_fake("linear_logprob", _fake)
+library.register_fake("linear_logprob_hidden_grad", lambda *a: a[1].new_empty(a[1].shape))
 library.register_fake("linear_logprob_head_grad", lambda *a: a[2].new_empty(a[2].shape))
 library.register_fake("linear_logprob_row_grad", lambda *a: a[2].new_empty(a[6].shape[0], a[2].shape[1]))
 library.register_autograd("linear_logprob", _differentiate, _save)
+for _name in ("hidden_grad", "head_grad", "row_grad"):
+    library.refuse_second_derivative(f"linear_logprob_{_name}")

@@ -177,6 +177,8 @@ def _exclusions(exclude: Tensor | Sequence[Sequence[int]], count: int, device: t
     """[Q, E] int64, each row ascending (the kernels search it), padded with −1."""
     if not isinstance(exclude, Tensor):
         width = max((len(row) for row in exclude), default=0)
+        if not all(isinstance(number, int) for row in exclude for number in row):
+            raise TypeError("exclude holds something that is no int; expected numbers of keys")
         exclude = torch.tensor(
             [[*row, *[-1] * (width - len(row))] for row in exclude], dtype=torch.int64
         ).reshape(len(exclude), width)

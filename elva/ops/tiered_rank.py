@@ -1,6 +1,6 @@
 """Rank and tier of every negative by its similarity to the positive, and one log-sum-exp per tier.
 
-Source: PAPER.md, "Definitions" (``L_tier``). All that a loss over tiers needs of N negatives are T numbers:
+Source: the tier loss, docs/method.md. All that a loss over tiers needs of N negatives are T numbers:
 
     tier_i = 1 + floor((r_i − 1) T / n)                    quantiles, r_i = rank of s(positive, n_i) among n used ones
     lse_t  = log Σ_{i in tier t} exp(s(query, n_i) / τ)
@@ -247,3 +247,4 @@ if library.triton_available():
 library.register_fake("tiered_rank", _fake)
 library.register_fake("tiered_rank_backward", _fake_backward)
 library.register_autograd("tiered_rank", _differentiate, _save)
+library.refuse_second_derivative("tiered_rank_backward")

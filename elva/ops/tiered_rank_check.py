@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MAX_TIERS = 1024
+
 
 def check_tensors(similarity: Tensor, between: Tensor, mask: Tensor | None) -> None:
     """Raise TypeError or ValueError unless the tensors are [..., N], of one shape and on one device."""
@@ -37,9 +39,11 @@ def check_options(
 ) -> None:
     """Raise ValueError for a value out of its range."""
     if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if num_tiers < 1:
-        raise ValueError(f"num_tiers must be at least 1, got {num_tiers}")
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+    if not isinstance(num_tiers, int):
+        raise TypeError(f"num_tiers must be an int, got {type(num_tiers).__name__}")
+    if not 1 <= num_tiers <= MAX_TIERS:
+        raise ValueError(f"num_tiers must be at least 1 and at most {MAX_TIERS}, got {num_tiers}")
     if false_negative_threshold is not None and math.isnan(false_negative_threshold):
         raise ValueError("false_negative_threshold must be a number, got nan")
     if tier_edges is not None and (

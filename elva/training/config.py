@@ -18,7 +18,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 @dataclass
 class LoraSettings:
-    """LoRA on the language model's linear layers (PEFT). Defaults follow LamRA's stage 1 (PAPER.md)."""
+    """LoRA on the language model's linear layers (PEFT). Defaults follow LamRA's stage 1 (docs/method.md)."""
 
     r: int = 64
     alpha: int = 128
@@ -35,7 +35,7 @@ class ContrastiveLossSettings:
 
 @dataclass
 class NegativeSettings:
-    """Balanced negatives (PAPER.md): filtered hard ones, mined with the stage's starting model.
+    """Balanced negatives (docs/method.md): filtered hard ones, mined with the stage's starting model.
 
     Candidates scoring above `max_score`, or above the positive's score minus `margin`, are dropped
     as suspected false negatives; the next `n_hard` are kept. `n_random` are drawn from the pool.
@@ -51,7 +51,7 @@ class NegativeSettings:
 
 @dataclass
 class RewardSettings:
-    """The paper's reward (PAPER.md, Rewards): α, ε, δ, γ."""
+    """The paper's reward (docs/method.md): α, ε, δ, γ."""
 
     alpha: float = 0.4
     epsilon: float = 0.6

@@ -29,7 +29,7 @@ def embed(
 
 
 class TextTrainer(StageTrainer):
-    """Stage 1 (PAPER.md): anchors against positives (and, where asked for, contradictions)."""
+    """Stage 1 (docs/method.md): anchors against positives (and, where asked for, contradictions)."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class TextTrainer(StageTrainer):
 
 
 class InstructTrainer(StageTrainer):
-    """Stage 2 (PAPER.md): queries against all candidates of the batch, false negatives masked by id."""
+    """Stage 2 (docs/method.md): queries against all candidates of the batch, false negatives masked by id."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ def rank_candidates(
     negatives: torch.Tensor,
     settings: RewardSettings,
 ) -> Ranking:
-    """Every query rollout ranks its candidates; rollout g of a query meets rollout g of a candidate (PAPER.md).
+    """Every query rollout ranks its candidates; rollout g of a query meets rollout g of a candidate (docs/method.md).
 
     Args:
         queries: [Q, G, D]. candidates: [C, Gc, D], Gc = G (per rollout) or 1 (shared by the rollouts).
@@ -69,7 +69,7 @@ def credit_items(
 def similarity_weights(
     similarities: torch.Tensor, negatives: torch.Tensor, settings: RewardSettings
 ) -> torch.Tensor:
-    """∂R_total/∂s of every similarity (PAPER.md, Rewards; ranks are constants): [Q, G, 1 + C], 0 where masked."""
+    """∂R_total/∂s of every similarity (docs/method.md; ranks are constants): [Q, G, 1 + C], 0 where masked."""
     positive, others = similarities[..., :1], similarities[..., 1:]
     valid = negatives.unsqueeze(1).expand_as(others)
     others = others.masked_fill(~valid, -math.inf)

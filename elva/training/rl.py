@@ -1,4 +1,4 @@
-"""Stage 3: GRPO on the ranking and margin rewards (PAPER.md; docs/method.md says which term sends gradient where)."""
+"""Stage 3: GRPO on the ranking and margin rewards (docs/method.md says which term sends gradient where)."""
 
 from __future__ import annotations
 

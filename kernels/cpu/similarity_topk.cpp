@@ -154,8 +154,9 @@ void round_rows(Rows& rows, const Tensor& buffer) {
       const float* values = rows.row(row);
       // A hundredth more than |x| is also above |x'|. Sums of D products in float32 lose at most D units of 2^-24.
       rows.norm[row] = 1.01f * std::sqrt(dot(values, values, dim));
-      rows.residual[row] = 1.01f * std::sqrt(round_row(values, rounded + row * dim, dim)) +
-                           rows.norm[row] * static_cast<float>(dim) * 0x1p-24f;
+      const float lost = 1.01f * std::sqrt(round_row(values, rounded + row * dim, dim)) +
+                         rows.norm[row] * static_cast<float>(dim) * 0x1p-24f;
+      rows.residual[row] = std::isnan(lost) ? kInfinity : lost;  // infinities lose "infinity - infinity"
     }
   });
 }

@@ -137,7 +137,7 @@ def test_the_first_of_tied_hardest_negatives_takes_the_gradient():
 
 
 def test_smooth_gradient_is_strong_where_the_positive_loses_and_the_rewards_is_not():
-    """PAPER's reason for the smooth form: the pull on a losing positive must not fade with its rank."""
+    """The reason for the smooth form: the pull on a losing positive must not fade with its rank."""
     query = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     negatives = torch.tensor([1.0, 0.1, 0.1]) + 0.05 * torch.randn(30, 3, generator=generator)

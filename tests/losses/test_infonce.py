@@ -173,3 +173,20 @@ def test_bad_construction_is_named():
         InfoNCELoss(similarity="l2")
     with pytest.raises(ValueError, match="no rows"):
         InfoNCELoss()(torch.zeros(0, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": torch.tensor([0, 1, 9])}, ValueError, "labels must be indices into keys, 0 to 3"),
+        ({"labels": torch.zeros(3)}, TypeError, "labels must be int64"),
+        ({"keys": torch.zeros(2, 4), "key_ids": torch.zeros(2)}, ValueError, "needs 3 keys; got 2"),
+        ({"mask": torch.ones(3, 4)}, TypeError, "mask must be bool"),
+        ({"query": torch.tensor(1.0)}, ValueError, r"query \[B, D\] and keys \[M, D\] expected"),
+    ],
+)
+def test_bad_arguments_are_named_with_ids_too(change, error, message):
+    arguments = {"query": torch.randn(3, 4), "keys": torch.randn(4, 4), "key_ids": torch.arange(4), **change}
+    query, keys = arguments.pop("query"), arguments.pop("keys")
+    with pytest.raises(error, match=message):
+        InfoNCELoss()(query, keys, **arguments)

@@ -112,3 +112,11 @@ def test_minimising_it_orders_the_negatives():
 def test_bad_construction_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         TieredRankingLoss(**options)
+
+
+def test_nan_is_not_taken_for_a_perfect_order():
+    query, positive, negatives, _ = problem(5)
+    for position in range(2):
+        inputs = [query.clone(), positive, negatives.clone()]
+        inputs[2 * position][:] = math.nan
+        assert TieredRankingLoss()(*inputs).isnan()

@@ -230,3 +230,14 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
     for function in (linear_logprob, linear_logprob_reference):
         with pytest.raises(error, match=message):
             function(**arguments)
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_second_derivatives_are_refused_not_zero(head):
+    hidden, weight, targets = problem(8, 3, 4, 9)
+    wanted = weight.requires_grad_() if head else hidden.requires_grad_()
+    (grad,) = torch.autograd.grad(
+        linear_logprob(hidden, weight, targets).logprob.sum(), wanted, create_graph=True
+    )
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.autograd.grad(grad.square().sum(), wanted)

@@ -77,7 +77,7 @@ BACKENDS: dict[str, Callable[[Case], tuple[RankReward, list[Tensor]]]] = {
 def define(
     similarities: list[float], used: list[bool], options: Options
 ) -> tuple[int, float, float, list, list]:
-    """Rank, R_margin, R_rank and their derivatives in the similarities: PAPER, word by word."""
+    """Rank, R_margin, R_rank and their derivatives in the similarities: the definition, word by word."""
 
     def log(x: float) -> float:
         return math.log(x) / math.log(options["log_base"])

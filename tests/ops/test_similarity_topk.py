@@ -205,6 +205,7 @@ def test_compiles_into_one_graph():
         ({"k": 1025}, ValueError, "k is 1025"),
         ({"similarity": "l2"}, ValueError, "similarity is 'l2'; expected one of dot, cosine"),
         ({"ceiling": torch.zeros(3)}, ValueError, r"ceiling has shape \[3\]; expected one score or \[2\]"),
+        ({"exclude": [[0.5], [1]]}, TypeError, "exclude holds something that is no int"),
         ({"exclude": [[1]]}, ValueError, r"exclude has shape \[1, 1\]"),
     ],
 )
@@ -213,3 +214,11 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
     for function in (similarity_topk, similarity_topk_reference):
         with pytest.raises(error, match=message):
             function(**arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_scores_come_first(backend):
+    pool = torch.tensor([[math.inf, 0.0], [0.0, 1.0], [3e38, 3e38]], device=DEVICE)
+    found = BACKENDS[backend](torch.ones(1, 2, device=DEVICE), pool, 3)
+    assert found.values.tolist() == [[math.inf, math.inf, 1.0]]
+    assert found.indices.tolist() == [[0, 2, 1]]

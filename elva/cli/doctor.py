@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = {
     "torch": "the one requirement",
@@ -60,6 +62,8 @@ def doctor_command() -> None:
 
 def run_checks() -> list[Check]:
     """Every operator on every device, against its reference in float64."""
+    import torch
+
     from elva import ops
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -95,10 +99,12 @@ def run_checks() -> list[Check]:
 
 
 def _first(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return result if isinstance(result, torch.Tensor) else result[0]
+    return result[0] if isinstance(result, tuple) else result
 
 
 def _converted(argument: object, device: str, dtype: torch.dtype) -> object:
+    import torch
+
     if not isinstance(argument, torch.Tensor):
         return argument
     return argument.to(device, dtype if argument.is_floating_point() else argument.dtype)
@@ -123,6 +129,8 @@ def _native() -> str:
 
 
 def _gpu() -> str:
+    import torch
+
     if not torch.cuda.is_available():
         return "no CUDA device"
     return "in use" if find_spec("triton") else "absent: pip install 'elva[gpu]'"
@@ -131,6 +139,8 @@ def _gpu() -> str:
 def _attention() -> str:
     if find_spec("transformers") is None:
         return "none: pip install 'elva[train]'"
+    import torch
+
     from elva.models.attention import resolve_attention
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,9 +35,8 @@ def hard_negatives(
     if n_hard == 0:
         return [[] for _ in positives]
     queries, candidates = queries.float(), candidates.float()
-    ceiling = score_ceiling(
-        _best_positive(queries, candidates, positives), max_score=max_score, margin=margin
-    )
+    best = None if margin is None else _best_positive(queries, candidates, positives)
+    ceiling = score_ceiling(best, max_score=max_score, margin=margin)
     found = similarity_topk(queries, candidates, n_hard, ceiling=ceiling, exclude=positives).indices
     return [[index for index in row if index >= 0] for row in found.tolist()]
 

@@ -73,9 +73,8 @@ class ELVALoss(nn.Module):
         super().__init__()
         if form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-        for name, value in (("temperature", temperature), ("margin_temperature", margin_temperature)):
-            if not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+        if not margin_temperature > 0:
+            raise ValueError(f"margin_temperature must be above 0, got {margin_temperature}")
         numbers = {"alpha": alpha, "epsilon": epsilon, "delta": delta, "gamma": gamma}
         numbers |= {"tier_weight": tier_weight, "infonce_weight": infonce_weight}
         for name, value in numbers.items():

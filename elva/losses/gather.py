@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Gathered:
+class Gathered(NamedTuple):
     """``rows``: those of all ranks, in the order of the ranks; ``offset``: where this rank's begin."""
 
-    def __init__(self, rows: Tensor, offset: int) -> None:
-        self.rows = rows
-        self.offset = offset
+    rows: Tensor
+    offset: int
 
 
 def gather_rows(local: Tensor) -> Gathered:

@@ -7,8 +7,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
@@ -19,6 +17,7 @@
 
 #include "exponential.h"
 #include "gemm.h"
+#include "tensors.h"
 #include "vector.h"
 
 namespace elva {
@@ -29,23 +28,6 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTileElements = 1 << 21;  // logits in one tile
 constexpr int64_t kLeastTile = 256;
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType type) {
-  return torch::stable::new_empty(like, size, type);
-}
-Tensor slice(Tensor tensor, int64_t first, int64_t count) { return torch::stable::narrow(tensor, 0, first, count); }
-
-// Calls f(T{}, A{}) with the element type of a tensor and its accumulation type.
-template <typename F>
-void with_types(const Tensor& tensor, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return f(float{}, float{});
-    case ScalarType::Double: return f(double{}, double{});
-    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{}, float{});
-    case ScalarType::Half: return f(torch::headeronly::Half{}, float{});
-    default: STD_TORCH_CHECK(false, "hidden and weight must be float32, float64, bfloat16 or float16");
-  }
-}
 
 // Rows [first, first + count) in the accumulation type: a view where they are that already.
 template <typename T, typename A>

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "reward.h"
+#include "tensors.h"
 #include "vector.h"
 
 namespace elva {
@@ -149,18 +150,6 @@ void add_partial(const std::vector<A>& partial, int64_t groups, int64_t count, c
   for (int64_t block = 0; block < blocks; ++block) {
     const A* part = partial.data() + ((group * blocks + block) * sharers + k) * queries.dim;
     add_scaled(gradient, A(1), part, queries.dim);
-  }
-}
-
-// Calls f(T{}, A{}) with the element type of a tensor and its accumulation type.
-template <typename F>
-void with_types(const Tensor& tensor, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return f(float{}, float{});
-    case ScalarType::Double: return f(double{}, double{});
-    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{}, float{});
-    case ScalarType::Half: return f(torch::headeronly::Half{}, float{});
-    default: STD_TORCH_CHECK(false, "query must be float32, float64, bfloat16 or float16");
   }
 }
 

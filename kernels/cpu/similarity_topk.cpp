@@ -11,8 +11,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <bit>
@@ -23,6 +21,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "tensors.h"
 #include "vector.h"
 
 namespace elva {
@@ -135,12 +134,6 @@ void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim, bool
     }
   });
 }
-
-Tensor empty(const Tensor& like, const std::vector<int64_t>& size, ScalarType type) {
-  return torch::stable::new_empty(like, size, type);
-}
-
-Tensor slice(Tensor tensor, int64_t first, int64_t count) { return torch::stable::narrow(tensor, 0, first, count); }
 
 // Fills what a screen needs, with `buffer` for the rounded rows.
 void round_rows(Rows& rows, const Tensor& buffer) {

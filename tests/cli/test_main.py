@@ -15,4 +15,10 @@ def test_without_the_extra_the_command_says_what_to_install():
 def test_help_names_every_command():
     result = subprocess.run([sys.executable, "-m", "elva.cli.main", "--help"], capture_output=True, text=True)
     assert result.returncode == 0
-    assert all(command in result.stdout for command in ("data", "train", "eval", "demo"))
+    assert all(command in result.stdout for command in ("data", "train", "eval", "demo", "doctor"))
+
+
+def test_the_command_starts_without_torch():
+    code = "import sys, elva.cli.main; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -197,7 +197,7 @@ def test_compiles_without_graph_break(form, backend):
     ("options", "message"),
     [
         ({"form": "hinge"}, "form must be one of"),
-        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be above 0 and finite, got 0.0"),
         ({"margin_temperature": -1.0}, "margin_temperature must be above 0"),
         ({"num_tiers": 1}, "num_tiers must be at least 2"),
     ],

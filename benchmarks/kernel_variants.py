@@ -9,7 +9,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-MODULES = ("linear_logprob", "rank_reward", "rewards", "similarity_topk", "tiered_rank")
+MODULES = ("infonce", "linear_logprob", "rank_reward", "rewards", "similarity_topk", "tiered_rank")
 HALF = "*bf16"
 
 
@@ -37,11 +37,23 @@ _REWARD = Variant(
 )
 _TIERS = {"rank_ptr": "*i64", "tier_ptr": "*i64", "mask_ptr": "*u8", "ceiling": "fp32", "scale": "fp32"}
 
+_CUT = {
+    "labels_ptr": "*i64",
+    "mask_ptr": "*u8",
+    "excluded_ptr": "*i32",
+    "key_codes_ptr": "*i32",
+}
+
 VARIANTS: dict[str, Variant] = {
     "advance_kernel": Variant(
         {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
     ),
     "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
+    "infonce_columns_kernel": Variant({}, {"BLOCK_R": 32, "BLOCK_C": 64}),
+    "infonce_rows_kernel": Variant(_CUT, {"HAS_MASK": True, "HAS_IDS": True, "REDUCE": True, "BLOCK": 1024}),
+    "infonce_weigh_kernel": Variant(
+        {"out_ptr": HALF, "labels_ptr": "*i64"}, {"HAS_COLUMNS": True, "BLOCK": 1024}
+    ),
     "inverse_norms_kernel": Variant(
         {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_R": 16, "BLOCK_D": 256}
     ),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from elva.losses.gather import gather_rows, place_of
 from elva.ops.infonce import infonce
-from elva.ops.infonce_check import SIMILARITIES, check_arguments, label_values
+from elva.ops.infonce_check import SIMILARITIES, check_arguments, known_pairs, label_values
 
 
 class InfoNCELoss(nn.Module):
@@ -81,7 +81,8 @@ class InfoNCELoss(nn.Module):
         Args:
             query: ``[B, D]``, any floating dtype; accumulated in float32 (float64 for float64 input).
             keys: ``[M, D]``, candidates of every query.
-            labels: ``[B]`` int64, index of each query's positive in ``keys``; ``None`` means ``0 .. B-1``.
+            labels: ``[B]`` int64, index of each query's positive in ``keys``, or ``[B, P]``, its positives, -1 = no
+                more (the loss is then the mean over them); ``None`` means ``0 .. B-1``.
             negatives: extra hard negatives, ``[N, D]`` or ``[B, N, D]``; all of them are candidates of all queries.
                 They have no ids and no mask: put them into ``keys`` where they need some.
             query_ids: ``[B]`` integers; queries with one id share their positives, which are then no negatives.
@@ -95,38 +96,22 @@ class InfoNCELoss(nn.Module):
         Raises:
             ValueError, TypeError: shapes, dtypes or labels that do not fit, naming the argument.
         """
-        check_arguments(query, keys, labels, self.temperature, self.similarity, mask)
-        batch, count = query.shape[0], keys.shape[0]
         joint = self.cross_device and dist.is_available() and dist.is_initialized()
-        if batch == 0 and not joint:
+        if query.ndim == 2 and query.shape[0] == 0 and not joint:
             raise ValueError("query has no rows: the mean over an empty batch is not defined")
-        for name, ids, length in (("query_ids", query_ids, batch), ("key_ids", key_ids, count)):
-            if ids is not None and ids.shape != (length,):
-                raise ValueError(f"{name} must have shape [{length}], got {list(ids.shape)}")
-        if mask is not None and mask.shape != (batch, count):
-            raise ValueError(f"mask must have shape [{batch}, {count}], got {list(mask.shape)}")
+        options = (self.temperature, self.similarity, self.bidirectional)
+        check_arguments(query, keys, labels, *options, mask, query_ids, key_ids, None)
+        if key_ids is not None and key_ids.shape != keys.shape[:1]:
+            raise ValueError(f"key_ids must have shape [{keys.shape[0]}], got {list(key_ids.shape)}")
         if joint:
             if mask is not None:
                 raise ValueError(
                     "mask covers this rank's keys only; with cross_device=True give query_ids and key_ids"
                 )
             return self._joint(query, keys, labels, negatives, query_ids, key_ids)
-        if query_ids is not None or key_ids is not None:
-            labels = label_values(query, keys, labels, self.bidirectional)
-            known = ~known_positives(labels, batch, count, query_ids, key_ids, query.device)
-            mask = known if mask is None else mask & known
         if negatives is not None:
-            keys, mask = _append(keys, negatives, mask, batch)
-        losses = infonce(
-            query,
-            keys,
-            labels,
-            temperature=self.temperature,
-            similarity=self.similarity,
-            bidirectional=self.bidirectional,
-            mask=mask,
-        )
-        return losses.mean()
+            keys, mask = _append(keys, negatives, mask, query.shape[0])
+        return self._losses(query, keys, labels, self.bidirectional, mask, query_ids, key_ids).mean()
 
     def _joint(
         self,
@@ -138,40 +123,56 @@ class InfoNCELoss(nn.Module):
         key_ids: Tensor | None,
     ) -> Tensor:
         """This rank's share of the loss of the joint batch."""
-        batch = query.shape[0]
-        if labels is None:
-            labels = torch.arange(batch, device=query.device)
+        labels = label_values(query, keys, labels, self.bidirectional)
         first, everywhere = place_of(query)
         if everywhere == 0:
             raise ValueError("query has no rows on any rank: the mean over an empty batch is not defined")
-        own = slice(first, first + batch)
         candidates = gather_rows(keys)
-        pool = candidates.rows
-        positives = labels + candidates.offset
-        unknown = None
+        places = torch.arange(first, first + query.shape[0], device=query.device)
+        positives = torch.where(labels < 0, -1, labels + candidates.offset)
+        pairs = joint_key_ids = None
         if query_ids is not None or key_ids is not None:
-            joint_queries, joint_keys = (
-                None if ids is None else gather_rows(ids).rows for ids in (query_ids, key_ids)
-            )
-            joint_labels = gather_rows(positives).rows
-            unknown = ~known_positives(
-                joint_labels, everywhere, pool.shape[0], joint_queries, joint_keys, query.device
-            )
-        mask = None if unknown is None else unknown[own]
+            query_ids = places if query_ids is None else query_ids
+            if key_ids is None:
+                key_ids = torch.arange(keys.shape[0], device=keys.device) + candidates.offset
+            joint_key_ids = gather_rows(key_ids).rows
+            known = known_pairs(labels, keys.shape[0], query_ids, key_ids, None)
+            pairs = None if known is None else gather_rows(known[2]).rows
+        pool = candidates.rows
         if negatives is not None:
-            joint = gather_rows(_flat_negatives(keys, negatives, batch)).rows
-            pool, mask = _append(pool, joint, mask, batch)
-        losses = self._losses(query, pool, positives, mask)
+            joint = gather_rows(_flat_negatives(keys, negatives, query.shape[0])).rows
+            pool = torch.cat([pool, joint])
+        losses = self._losses(query, pool, positives, False, None, query_ids, joint_key_ids, pairs)
         if self.bidirectional:
-            places = torch.arange(own.start, own.stop, device=query.device)
-            mask = None if unknown is None else unknown[:, positives].T
-            losses = 0.5 * (losses + self._losses(keys[labels], gather_rows(query).rows, places, mask))
+            chosen, queries = keys[labels[:, 0]], gather_rows(query).rows
+            ids: tuple[Tensor | None, ...] = (None, None, None)
+            if query_ids is not None and key_ids is not None and pairs is not None:
+                ids = (key_ids[labels[:, 0]], gather_rows(query_ids).rows, pairs.flip(1))
+            losses = 0.5 * (losses + self._losses(chosen, queries, places, False, None, *ids))
         return losses.sum() * (dist.get_world_size() / everywhere)
 
-    def _losses(self, query: Tensor, keys: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-        """One direction."""
+    def _losses(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        labels: Tensor | None,
+        bidirectional: bool,
+        mask: Tensor | None,
+        query_ids: Tensor | None,
+        key_ids: Tensor | None,
+        positive_pairs: Tensor | None = None,
+    ) -> Tensor:
         return infonce(
-            query, keys, labels, temperature=self.temperature, similarity=self.similarity, mask=mask
+            query,
+            keys,
+            labels,
+            temperature=self.temperature,
+            similarity=self.similarity,
+            bidirectional=bidirectional,
+            mask=mask,
+            query_ids=query_ids,
+            key_ids=key_ids,
+            positive_pairs=positive_pairs,
         )
 
     def extra_repr(self) -> str:
@@ -182,29 +183,6 @@ class InfoNCELoss(nn.Module):
             f"bidirectional={self.bidirectional}, learnable_temperature={learnable}, "
             f"cross_device={self.cross_device}"
         )
-
-
-def known_positives(
-    labels: Tensor | None,
-    batch: int,
-    count: int,
-    query_ids: Tensor | None,
-    key_ids: Tensor | None,
-    device: torch.device,
-) -> Tensor:
-    """``[B, M]`` bool: key m is, by its id, a positive of query b or of a query with the same id."""
-    if labels is None:
-        labels = torch.arange(batch, device=device)
-    if key_ids is None:
-        positive = torch.zeros(batch, count, dtype=torch.bool, device=device).scatter(
-            1, labels[:, None], True
-        )
-    else:
-        positive = key_ids[labels][:, None] == key_ids
-    if query_ids is not None:
-        same_query = query_ids[:, None] == query_ids
-        positive = (same_query.float() @ positive.float()) > 0
-    return positive
 
 
 def _append(keys: Tensor, negatives: Tensor, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:

@@ -1,26 +1,30 @@
 """InfoNCE: softmax cross-entropy of every query's positive key among all keys (docs/method.md).
 
-    loss_b = logsumexp_{m allowed for b} s(q_b, k_m)/tau  -  s(q_b, k_label(b))/tau
+    loss_b = mean_{p in P_b} [ log( exp s_bp + sum_{m in N_b} exp s_bm ) - s_bp ],   s_bm = s(q_b, k_m)/tau
 
-``infonce`` is the operator ``torch.ops.elva.infonce`` with its own backward. It works through blocks of queries. Large
-scores are never held: two log-sum-exps per query are, and the backward computes the scores again; small ones are kept
-(`keeps_scores` decides). ``infonce_reference`` is the same definition in plain differentiable PyTorch, in float64 for
-float64 input.
+P_b are the positives of query b, N_b its negatives: the keys that are no positives of b and neither masked nor, by
+their ids, known positives.
+
+``infonce`` is the operator ``torch.ops.elva.infonce`` with its own backward. It works through blocks of queries
+(elva/ops/infonce_blocks.py). Large scores are never held: one log-sum-exp per query is, and the backward computes the
+scores again; small ones are kept (`keeps_scores` decides). ``infonce_reference`` is the same definition in plain
+differentiable PyTorch, in float64 for float64 input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from elva.ops.infonce_check import check_arguments, label_values
+from elva.ops import library
+from elva.ops.infonce_blocks import Reduced, Scoring, Weights, reduce_scores, score_gradients
+from elva.ops.infonce_check import check_arguments, known_pairs, label_values
+from elva.ops.infonce_ids import excluded_codes
 
 SCORE_BUDGET = 1 << 30
 """Bytes of scores that may be kept for the backward."""
-PART_ELEMENTS = 1 << 22
-"""Scores worked on together (16 MB in float32): a few rows at a time stay in the cache."""
 
 
 def inverse_norm(vectors: Tensor) -> Tensor:
@@ -44,23 +48,36 @@ def infonce_reference(
     similarity: str = "cosine",
     bidirectional: bool = False,
     mask: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    positive_pairs: Tensor | None = None,
 ) -> Tensor:
     """Plain PyTorch definition of :func:`infonce`; same arguments, same result, B x M scores kept by autograd."""
-    check_arguments(query, keys, labels, temperature, similarity, mask)
-    positives = label_values(query, keys, labels, bidirectional)
-    allowed = _allowed(mask, positives)
+    check_arguments(
+        query, keys, labels, temperature, similarity, bidirectional, mask, query_ids, key_ids, positive_pairs
+    )
+    labels = label_values(query, keys, labels, bidirectional)
+    own = torch.zeros(query.shape[0], keys.shape[0] + 1, dtype=torch.bool, device=query.device)
+    own = own.scatter(1, torch.where(labels < 0, keys.shape[0], labels), True)[:, :-1]
+    negative = ~own if mask is None else ~own & mask
+    pairs = known_pairs(labels, keys.shape[0], query_ids, key_ids, positive_pairs)
+    if pairs is not None:
+        codes = excluded_codes(*pairs, keys.shape[0])
+        negative = negative & ~(codes[0][:, :, None] == codes[1]).any(dim=1)
     dtype = accumulation_dtype(query, keys)
     with torch.autocast(query.device.type, enabled=False):
-        q, k = query.to(dtype), _without_unused(keys.to(dtype), allowed)
+        q, k = query.to(dtype), torch.where((negative | own).any(dim=0)[:, None], keys.to(dtype), 0)
         if similarity == "cosine":
             q, k = q * inverse_norm(q), k * inverse_norm(k)
         scores = (q @ k.T) / temperature
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf)
-    positive_scores = scores.gather(1, positives[:, None]).squeeze(1)
-    loss = scores.logsumexp(dim=1) - positive_scores
+    masked = scores.masked_fill(~negative, -torch.inf)
+    there = labels >= 0
+    positive = scores.gather(1, labels.clamp(min=0))
+    loss = torch.cat([positive[..., None], masked[:, None].expand(-1, labels.shape[1], -1)], 2).logsumexp(2)
+    loss = torch.where(there, loss - positive, 0).sum(1) / there.sum(1)
     if bidirectional:
-        loss = 0.5 * (loss + scores[:, positives].logsumexp(dim=0) - positive_scores)
+        columns = torch.cat([positive, masked[:, labels[:, 0]].T], 1).logsumexp(1)
+        loss = 0.5 * (loss + columns - positive[:, 0])
     return loss
 
 
@@ -73,39 +90,51 @@ def infonce(
     similarity: str = "cosine",
     bidirectional: bool = False,
     mask: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    key_ids: Tensor | None = None,
+    positive_pairs: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE of every query, with its own backward (gradients to query, keys and temperature).
 
     Args:
-        query: ``[B, D]``, any floating dtype. Products and sums run in float32 (float64 for float64 input).
-        keys: ``[M, D]``; every key is a candidate of every query unless ``mask`` says otherwise.
-        labels: ``[B]`` int64, the index of each query's positive key; ``None`` means ``0 .. B-1``.
+        query: ``[B, D]``, any floating dtype. Sums run in float32 (float64 for float64 input).
+        keys: ``[M, D]``; every key is a candidate of every query unless ``mask`` or ids say otherwise.
+        labels: ``[B]`` int64, the index of each query's positive key, or ``[B, P]``, its positives, -1 = no more (at
+            least one each); the loss is then the mean over them. ``None`` means ``0 .. B-1``.
         temperature: tau > 0, a float or a scalar tensor (which receives a gradient).
         similarity: ``"cosine"`` (a zero vector has cosine 0 and gradient 0) or ``"dot"``.
         bidirectional: average with the reverse direction, in which every positive key picks its query among the B
             queries. ``labels`` must then be one to one.
-        mask: ``[B, M]`` bool, True = the key counts for the query. A query's own label always counts. A key that no
-            query uses may hold anything, NaN included.
+        mask: ``[B, M]`` bool, True = the key counts for the query. A query's own positives always count. A key that
+            no query uses may hold anything, NaN included.
+        query_ids: ``[B]`` integers. Queries with one id share their positives, which are then no negatives.
+        key_ids: ``[M']`` integers, M' <= M. Keys with one id are the same item, so a copy of a positive is no negative.
+            Keys behind the first M' have no id.
+        positive_pairs: ``[R, 2]`` integers, query id and key id of the known positives, instead of those that the
+            labels tell. With both ids only.
 
     Returns:
         ``[B]`` losses, float32 (float64 for float64 input), each >= 0.
 
     Raises:
         ValueError: shapes that do not fit, an unknown similarity, a float temperature that is not above 0, labels
-            out of range, or repeated labels with ``bidirectional``. (The *values* of labels on an accelerator are
-            checked there without waiting for it, and raise its assertion error.)
-        TypeError: labels that are not int64 or a mask that is not bool.
+            out of range, a query without a label, or repeated labels with ``bidirectional``. (The *values* of labels on
+            an accelerator are checked there without waiting for it, and raise its assertion error.)
+        TypeError: labels that are not int64, ids that are no integers or a mask that is not bool.
 
     Example:
         >>> queries, keys = torch.eye(3), torch.eye(3)
         >>> infonce(queries, keys, temperature=1.0)  # log(e + 2) - 1 for each of them
         tensor([0.5514, 0.5514, 0.5514])
     """
-    check_arguments(query, keys, labels, temperature, similarity, mask)
+    check_arguments(
+        query, keys, labels, temperature, similarity, bidirectional, mask, query_ids, key_ids, positive_pairs
+    )
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=accumulation_dtype(query, keys), device=query.device)
     keep = torch.is_grad_enabled() and keeps_scores(query, keys, temperature)
-    return _infonce(query, keys, temperature, labels, mask, similarity, bidirectional, keep)[0]
+    who = (labels, mask, query_ids, key_ids, positive_pairs)
+    return torch.ops.elva.infonce.default(query, keys, temperature, *who, similarity, bidirectional, keep)[0]
 
 
 def keeps_scores(query: Tensor, keys: Tensor, temperature: Tensor) -> bool:
@@ -118,193 +147,179 @@ def keeps_scores(query: Tensor, keys: Tensor, temperature: Tensor) -> bool:
     return due and size * query.shape[0] * keys.shape[0] <= SCORE_BUDGET
 
 
-@torch.library.custom_op("elva::infonce", mutates_args=())
-def _infonce(
+def _forward(
     query: Tensor,
     keys: Tensor,
     temperature: Tensor,
     labels: Tensor | None,
     mask: Tensor | None,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    positive_pairs: Tensor | None,
     similarity: str,
     bidirectional: bool,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses ``[B]`` and what the backward needs: log-sum-exp of each row ``[B]`` and of each positive's column, and
-    the scores ``[B, M]`` if they are to be kept."""
-    positives = label_values(query, keys, labels, bidirectional)
-    allowed = _allowed(mask, positives)
-    q, k = _operands(query, keys, allowed)
-    scale_q, scale_k = _scales(q, k, temperature, similarity)
-    rows, count = q.shape[0], k.shape[0]
-    kept = q.new_empty((rows, count) if keep else (0, count))
-    row_lse, positive_scores = q.new_empty(rows), q.new_empty(rows)
-    column_lse = q.new_full((rows,) if bidirectional else (0,), -torch.inf)
-    for part in _parts(rows, count):
-        scores = _scores(q[part], k, scale_q[part], scale_k, kept[part] if keep else None)
-        positive_scores[part] = scores.gather(1, positives[part, None]).squeeze(1)
-        if allowed is not None:
-            scores.masked_fill_(~allowed[part], -torch.inf)
-        row_lse[part] = scores.logsumexp(dim=1)
-        if bidirectional:
-            column_lse = torch.logaddexp(column_lse, scores[:, positives].logsumexp(dim=0))
-    loss = row_lse - positive_scores
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses ``[B]`` and what the backward needs: the fields of `Reduced`."""
+    labels = label_values(query, keys, labels, bidirectional)
+    ids = (query_ids, key_ids, positive_pairs)
+    scoring = _scoring(query, keys, temperature, labels, mask, ids, similarity)
+    reduced = reduce_scores(scoring, bidirectional, keep)
+    zero = reduced.negatives.new_zeros(())
+    loss = torch.logaddexp(reduced.negatives[:, None] - reduced.positive, zero).sum(1) / (labels >= 0).sum(1)
     if bidirectional:
-        loss = 0.5 * (loss + column_lse - positive_scores)
-    return loss, row_lse, column_lse, kept
+        against = reduced.columns[labels[:, 0]] - reduced.positive[:, 0]
+        loss = 0.5 * (loss + torch.logaddexp(against, zero))
+    return loss, *reduced
 
 
-@_infonce.register_fake
-def _(
-    query: Tensor,
-    keys: Tensor,
-    temperature: Tensor,
-    labels: Tensor | None,
-    mask: Tensor | None,
-    similarity: str,
-    bidirectional: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = query.new_empty(query.shape[0], dtype=accumulation_dtype(query, keys))
-    kept = rows.new_empty(query.shape[0] if keep else 0, keys.shape[0])
-    return rows, torch.empty_like(rows), torch.empty_like(rows) if bidirectional else rows.new_empty(0), kept
-
-
-@torch.library.custom_op("elva::infonce_backward", mutates_args=())
-def _infonce_backward(
+def _backward(
     grad_loss: Tensor,
     query: Tensor,
     keys: Tensor,
     temperature: Tensor,
     labels: Tensor | None,
     mask: Tensor | None,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    kept: Tensor,
+    query_ids: Tensor | None,
+    key_ids: Tensor | None,
+    positive_pairs: Tensor | None,
+    negatives: Tensor,
+    positive: Tensor,
+    columns: Tensor,
+    scores: Tensor,
     similarity: str,
     bidirectional: bool,
     need_query: bool,
     need_keys: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, keys (an empty tensor where not needed) and temperature."""
-    positives = label_values(query, keys, labels, bidirectional)
-    allowed = _allowed(mask, positives)
-    q, k = _operands(query, keys, allowed)
-    scale_q, scale_k = _scales(q, k, temperature, similarity)
-    weight = grad_loss.to(q.dtype) * (0.5 if bidirectional else 1.0)
-    grad_q = torch.empty_like(q) if need_query else q.new_empty(0)
-    grad_k = torch.zeros_like(k) if need_keys else k.new_empty(0)
-    along_q, along_k = q.new_empty(q.shape[0]), k.new_zeros(k.shape[0])
-    for part in _parts(q.shape[0], k.shape[0]):
-        if kept.shape[0]:
-            scores = kept[part]
-        else:
-            scores = _scores(q[part], k, scale_q[part], scale_k)
-        grad_scores = torch.exp(scores - row_lse[part, None])
-        if allowed is not None:
-            grad_scores.masked_fill_(~allowed[part], 0)
-        grad_scores *= weight[part, None]
-        if bidirectional:
-            columns = torch.exp(scores[:, positives] - column_lse)
-            if allowed is not None:
-                columns.masked_fill_(~allowed[part][:, positives], 0)
-            grad_scores.index_add_(1, positives, columns * weight)
-        pull = -2 * weight[part] if bidirectional else -weight[part]
-        grad_scores.scatter_add_(1, positives[part, None], pull[:, None])
-        # Kept scores hold -inf where masked, which 0 does not neutralise.
-        finite = scores if allowed is None else scores.masked_fill(~allowed[part], 0)
-        moved = grad_scores * finite
-        along_q[part] = moved.sum(1)
-        along_k += moved.sum(0)
-        grad_scores *= scale_q[part, None]
-        grad_scores *= scale_k
-        with torch.autocast(query.device.type, enabled=False):
-            if need_query:
-                torch.mm(grad_scores, k, out=grad_q[part])
-            if need_keys:
-                grad_k.addmm_(grad_scores.T, q[part])
-    grad_temperature = (-along_q.sum() / temperature.to(q.dtype)).to(temperature.dtype)
+    labels = label_values(query, keys, labels, bidirectional)
+    # Kept scores carry -inf where a key is no negative.
+    ids = (query_ids, key_ids, positive_pairs) if scores.shape[0] == 0 else (None, None, None)
+    scoring = _scoring(query, keys, temperature, labels, mask, ids, similarity)
+    weights = _weights(grad_loss, labels, Reduced(negatives, positive, columns, scores), bidirectional)
+    grad_query, grad_keys, along = score_gradients(scoring, scores, weights, need_query, need_keys)
+    along = along + torch.where(labels >= 0, weights.positive * positive, 0).sum(1)
+    grad_temperature = (-along.sum() / temperature.to(along.dtype)).to(temperature.dtype)
     if similarity == "cosine":
-        _remove_radial(grad_q, q, along_q)
-        _remove_radial(grad_k, k, along_k)
-    return grad_q.to(query.dtype), grad_k.to(keys.dtype), grad_temperature.reshape(temperature.shape)
+        _remove_radial(grad_query, scoring.query, along)
+        if need_keys:
+            _remove_radial(
+                grad_keys, scoring.keys, torch.linalg.vecdot(grad_keys, scoring.keys.to(along.dtype))
+            )
+    return grad_query.to(query.dtype), grad_keys.to(keys.dtype), grad_temperature.reshape(temperature.shape)
 
 
-@_infonce_backward.register_fake
-def _(
-    grad_loss: Tensor,
+def _weights(grad_loss: Tensor, labels: Tensor, reduced: Reduced, bidirectional: bool) -> Weights:
+    """What each softmax weighs in the gradient. A positive's own, 1 - p, is computed without the subtraction."""
+    negatives, positive = reduced.negatives, reduced.positive
+    weight = grad_loss.to(negatives.dtype) / (labels >= 0).sum(1)
+    if bidirectional:
+        weight = 0.5 * weight
+    pull = weight[:, None] * torch.sigmoid(negatives[:, None] - positive)
+    row, row_logsumexp = pull.sum(1), torch.where(negatives == -torch.inf, 0, negatives)
+    if not bidirectional:
+        return Weights(row, row_logsumexp, None, None, -pull)
+    one_each = labels[:, 0]
+    reverse = weight * torch.sigmoid(reduced.columns[one_each] - positive[:, 0])
+    column = torch.zeros_like(reduced.columns).scatter(0, one_each, reverse)
+    column_logsumexp = torch.where(reduced.columns == -torch.inf, 0, reduced.columns)
+    return Weights(row, row_logsumexp, column, column_logsumexp, -(pull + reverse[:, None]))
+
+
+def _scoring(
     query: Tensor,
     keys: Tensor,
     temperature: Tensor,
-    labels: Tensor | None,
+    labels: Tensor,
     mask: Tensor | None,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    kept: Tensor,
+    ids: tuple[Tensor | None, Tensor | None, Tensor | None],
     similarity: str,
-    bidirectional: bool,
-    need_query: bool,
-    need_keys: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_query = query.new_empty(query.shape if need_query else 0)
-    grad_keys = keys.new_empty(keys.shape if need_keys else 0)
-    return grad_query, grad_keys, torch.empty_like(temperature)
-
-
-def _setup_context(ctx, inputs, output) -> None:
-    query, keys, temperature, labels, mask, similarity, bidirectional, _ = inputs
-    _, row_lse, column_lse, kept = output
-    ctx.mark_non_differentiable(row_lse, column_lse, kept)
-    ctx.save_for_backward(query, keys, temperature, labels, mask, row_lse, column_lse, kept)
-    ctx.options = (similarity, bidirectional)
-
-
-def _backward(ctx, grad_loss, *_):
-    need_query, need_keys, need_temperature = ctx.needs_input_grad[:3]
-    grads = _infonce_backward(grad_loss, *ctx.saved_tensors, *ctx.options, need_query, need_keys)
-    wanted = (need_query, need_keys, need_temperature)
-    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), *(
-        None for _ in range(5)
-    )
-
-
-_infonce.register_autograd(_backward, setup_context=_setup_context)
-
-
-def _operands(query: Tensor, keys: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Queries and keys in the accumulation dtype. They are not normalised: the scores are, in one pass."""
+) -> Scoring:
     dtype = accumulation_dtype(query, keys)
-    return query.to(dtype), _without_unused(keys.to(dtype), allowed)
-
-
-def _scales(q: Tensor, k: Tensor, temperature: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
-    """What a product is multiplied with to be a score: ``[B]`` (1/tau in it) and ``[M]``."""
-    tau = temperature.to(q.dtype)
+    if mask is not None:
+        mask = mask.contiguous()
+        used = mask.any(dim=0).index_fill(0, labels[labels >= 0], True)
+        # A probability of 0 does not neutralise a NaN: 0 * NaN would still reach the gradient of every query.
+        keys = torch.where(used[:, None], keys, 0)
+    # bfloat16 has float32's range, so a GPU multiplies it as it is; float16 would lose small gradients.
+    if not (query.is_cuda and query.dtype == keys.dtype == torch.bfloat16):
+        query, keys = query.to(dtype), keys.to(dtype)
+    tau = temperature.to(dtype)
     if similarity == "dot":
-        return (1 / tau).expand(q.shape[0]), k.new_ones(k.shape[0])
-    return inverse_norm(q).squeeze(1) / tau, inverse_norm(k).squeeze(1)
+        scales = (1 / tau).expand(query.shape[0]).contiguous(), tau.new_ones(keys.shape[0])
+    else:
+        scales = _inverse_norms(query, dtype) / tau, _inverse_norms(keys, dtype)
+    pairs = known_pairs(labels, keys.shape[0], *ids)
+    codes = (None, None) if pairs is None else excluded_codes(*pairs, keys.shape[0])
+    return Scoring(query, keys, *scales, labels, mask, *codes)
 
 
-def _scores(q: Tensor, k: Tensor, scale_q: Tensor, scale_k: Tensor, out: Tensor | None = None) -> Tensor:
-    with torch.autocast(q.device.type, enabled=False):
-        return torch.mm(q, k.T, out=out).mul_(scale_q[:, None]).mul_(scale_k)
+def _inverse_norms(vectors: Tensor, dtype: torch.dtype) -> Tensor:
+    return inverse_norm(vectors.to(dtype)).squeeze(1)
 
 
 def _remove_radial(grad: Tensor, vectors: Tensor, along: Tensor) -> None:
-    """Take out of a cosine's gradient what only changes a length; ``along`` = sum of score gradients x scores."""
+    """Take out of a cosine's gradient what only changes a length; ``along`` = gradient · vector."""
     if grad.numel():
-        grad.addcmul_(vectors, (inverse_norm(vectors).square() * along[:, None]), value=-1)
+        vectors = vectors.to(grad.dtype)
+        grad.addcmul_(vectors, inverse_norm(vectors).square() * along[:, None], value=-1)
 
 
-def _parts(rows: int, count: int) -> Iterator[slice]:
-    """Rows whose scores are worked on together."""
-    size = max(16, PART_ELEMENTS // max(count, 1))
-    return (slice(first, min(first + size, rows)) for first in range(0, rows, size))
+def _fake(query: Tensor, keys: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    labels, bidirectional, keep = arguments[1], *arguments[-2:]
+    rows = query.new_empty(query.shape[0], dtype=accumulation_dtype(query, keys))
+    width = labels.shape[1] if labels is not None and labels.ndim == 2 else 1
+    return (
+        rows,
+        torch.empty_like(rows),
+        rows.new_empty(query.shape[0], width),
+        rows.new_empty(keys.shape[0] if bidirectional else 0),
+        rows.new_empty(query.shape[0] if keep else 0, keys.shape[0]),
+    )
 
 
-def _allowed(mask: Tensor | None, positives: Tensor) -> Tensor | None:
-    return None if mask is None else mask.scatter(1, positives[:, None], True)
+def _fake_backward(
+    grad_loss: Tensor, query: Tensor, keys: Tensor, temperature: Tensor, *arguments: Any
+) -> Any:
+    need_query, need_keys = arguments[-2:]
+    grad_query = query.new_empty(query.shape if need_query else 0)
+    return grad_query, keys.new_empty(keys.shape if need_keys else 0), torch.empty_like(temperature)
 
 
-def _without_unused(keys: Tensor, allowed: Tensor | None) -> Tensor:
-    # A probability of 0 does not neutralise a NaN: 0 * NaN would still reach the gradient of every query.
-    return keys if allowed is None else torch.where(allowed.any(dim=0)[:, None], keys, 0)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else a zero gradient as large as the kept scores
+    ctx.save_for_backward(*inputs[:8], *output[1:])
+    ctx.options = inputs[8:10]
+
+
+def _differentiate(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 11
+    wanted = ctx.needs_input_grad[:3]
+    grads = torch.ops.elva.infonce_backward.default(grad_loss, *ctx.saved_tensors, *ctx.options, *wanted[:2])
+    return *(grad if want else None for grad, want in zip(grads, wanted, strict=True)), *(
+        None for _ in range(8)
+    )
+
+
+_INPUTS = (
+    "Tensor query, Tensor keys, Tensor temperature, Tensor? labels, Tensor? mask, Tensor? query_ids, Tensor? key_ids, "
+    "Tensor? positive_pairs"
+)
+library.define(
+    f"infonce({_INPUTS}, str similarity, bool bidirectional, bool keep) -> "
+    "(Tensor loss, Tensor negatives, Tensor positive, Tensor columns, Tensor scores)"
+)
+library.define(
+    f"infonce_backward(Tensor grad_loss, {_INPUTS}, Tensor negatives, Tensor positive, Tensor columns, Tensor scores, "
+    "str similarity, bool bidirectional, bool need_query, bool need_keys) -> "
+    "(Tensor grad_query, Tensor grad_keys, Tensor grad_temperature)"
+)
+library.implement("infonce", _forward)
+library.implement("infonce_backward", _backward)
+library.register_fake("infonce", _fake)
+library.register_fake("infonce_backward", _fake_backward)
+library.register_autograd("infonce", _differentiate, _save)
+library.refuse_second_derivative("infonce_backward")

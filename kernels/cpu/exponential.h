@@ -57,6 +57,20 @@ ELVA_INLINE Sums<A> exponentials_body(A* row, int64_t size, A scale, A highest) 
   return sums;
 }
 
+// Sum of exp(row[i] - highest).
+template <typename A>
+ELVA_INLINE A exponential_sum_body(const A* row, int64_t size, A highest) {
+  constexpr int64_t lanes = 16;
+  A total[lanes] = {};
+  int64_t i = 0;
+  for (; i + lanes <= size; i += lanes)
+    for (int64_t k = 0; k < lanes; ++k) total[k] += exponential(row[i + k] - highest);
+  for (; i < size; ++i) total[0] += exponential(row[i] - highest);
+  A sum = 0;
+  for (A value : total) sum += value;
+  return sum;
+}
+
 template <typename A>
 ELVA_INLINE A maximum_body(const A* row, int64_t size) {
   constexpr int64_t lanes = 16;

@@ -25,6 +25,17 @@ void with_types(const torch::stable::Tensor& tensor, const F& f) {
   }
 }
 
+// Calls f(A{}) for a tensor in an accumulation type.
+template <typename F>
+void with_type(const torch::stable::Tensor& tensor, const F& f) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    default: STD_TORCH_CHECK(false, "expected float32 or float64");
+  }
+}
+
 inline torch::stable::Tensor empty(const torch::stable::Tensor& like, const std::vector<int64_t>& size,
                                    torch::headeronly::ScalarType type) {
   return torch::stable::new_empty(like, size, type);

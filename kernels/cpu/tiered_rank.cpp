@@ -16,6 +16,8 @@
 #include <tuple>
 #include <vector>
 
+#include "tensors.h"
+
 namespace elva {
 namespace {
 
@@ -105,15 +107,6 @@ void reduce_row(const A* similarity, const int64_t* tier, int64_t columns, A sca
     if (tier[n]) out[tier[n] - 1] += std::exp(similarity[n] * scale - maxima[tier[n] - 1]);
   }
   for (int64_t t = 0; t < number; ++t) out[t] = maxima[t] + std::log(out[t]);
-}
-
-template <typename F>
-void with_type(const Tensor& tensor, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    default: STD_TORCH_CHECK(false, "similarity must be float32 or float64");
-  }
 }
 
 void check_rows(const char* name, const Tensor& tensor, const Tensor& like, ScalarType type) {

@@ -83,6 +83,23 @@ def test_both_ids_together():
     torch.testing.assert_close(loss, F.cross_entropy(scores, torch.arange(4)))
 
 
+def test_several_positives_of_a_query_count_alike_and_are_no_negatives():
+    query, keys = problem(12)
+    labels = torch.tensor([[0, 4], [1, -1], [2, 5], [3, -1]])
+    scores = table(query, keys)
+    losses = []
+    for row, own in enumerate(labels.tolist()):
+        own = [m for m in own if m >= 0]
+        apart = [
+            scores[row].index_fill(
+                0, torch.tensor([m for m in own if m != label], dtype=torch.int64), -torch.inf
+            )
+            for label in own
+        ]
+        losses.append(F.cross_entropy(torch.stack(apart), torch.tensor(own)))
+    torch.testing.assert_close(InfoNCELoss()(query, keys, labels), torch.stack(losses).mean())
+
+
 def test_bidirectional_masks_false_negatives_in_both_directions():
     query, keys = problem(6, count=4)
     scores = table(query, keys)
@@ -155,8 +172,8 @@ def test_compiles_without_graph_break(backend):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"query_ids": torch.zeros(3)}, r"query_ids must have shape \[4\], got \[3\]"),
-        ({"key_ids": torch.zeros(4)}, r"key_ids must have shape \[6\], got \[4\]"),
+        ({"query_ids": torch.zeros(3, dtype=torch.int64)}, r"query_ids must have shape \[4\], got \[3\]"),
+        ({"key_ids": torch.zeros(4, dtype=torch.int64)}, r"key_ids must have shape \[6\], got \[4\]"),
         ({"negatives": torch.zeros(3, 2, 5)}, r"negatives must be \[N, 5\] or \[4, N, 5\], got \[3, 2, 5\]"),
         ({"mask": torch.ones(4, 8, dtype=torch.bool)}, r"mask must have shape \[4, 6\], got \[4, 8\]"),
     ],

@@ -77,15 +77,33 @@ def test_gradcheck(similarity, bidirectional, masked):
 def test_opcheck(similarity, bidirectional, masked, keep):
     query, keys, labels, mask = problem(2, dtype=torch.float32)
     temperature = torch.tensor(0.4, requires_grad=True)
-    inputs = (query.requires_grad_(), keys.requires_grad_(), temperature, labels, mask if masked else None)
+    inputs = (
+        query.requires_grad_(),
+        keys.requires_grad_(),
+        temperature,
+        labels,
+        mask if masked else None,
+        None,
+        None,
+        None,
+    )
     torch.library.opcheck(torch.ops.elva.infonce, (*inputs, similarity, bidirectional, keep))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_opcheck_with_several_positives_and_ids(keep):
+    query, keys, labels, mask, query_ids, key_ids, _ = several_positives(5)
+    inputs = (query.requires_grad_(), keys.requires_grad_(), torch.tensor(0.4, requires_grad=True).double())
+    who = (labels, mask, query_ids, key_ids, torch.tensor([[10, -1]]))
+    torch.library.opcheck(torch.ops.elva.infonce, (*inputs, *who, "cosine", False, keep))
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])
 @pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
 def test_many_parts_kept_or_computed_again(monkeypatch, similarity, bidirectional, masked, budget):
-    module = sys.modules["elva.ops.infonce"]
-    monkeypatch.setattr(module, "PART_ELEMENTS", 1)
+    module, blocks = (sys.modules[f"elva.ops.{name}"] for name in ("infonce", "infonce_blocks"))
+    monkeypatch.setattr(blocks, "PART_ELEMENTS", 1)
+    monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
     monkeypatch.setattr(module, "SCORE_BUDGET", budget)
     query, keys, labels, mask = problem(3, rows=70, count=90)
     temperature = torch.tensor(0.4, dtype=torch.float64)
@@ -136,6 +154,82 @@ def test_agrees_with_the_reference(rows, extra, width, seed, similarity, bidirec
         assert (loss > -1e-9).all()
         results.append((loss.detach(), *torch.autograd.grad(loss, inputs, weights)))
     torch.testing.assert_close(results[0], results[1])
+
+
+def several_positives(seed, rows=5, count=11, width=4):
+    """One to three positives a query, ids of which some are shared, and the pairs that must not be negatives."""
+    query, keys, _, mask = problem(seed, rows, count, width)
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.stack([torch.randperm(count, generator=generator)[:3] for _ in range(rows)])
+    labels[:, 1:][torch.rand(rows, 2, generator=generator) < 0.4] = -1
+    query_ids = torch.randint(10, 13, (rows,), generator=generator)
+    key_ids = torch.randint(-5, 1, (count,), generator=generator)
+    known = {(int(query_ids[b]), int(key_ids[m])) for b in range(rows) for m in labels[b].tolist() if m >= 0}
+    left_out = torch.tensor([[(int(q), int(k)) in known for k in key_ids] for q in query_ids])
+    return query, keys, labels, mask, query_ids, key_ids, left_out
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**16), masked=st.booleans(), similarity=st.sampled_from(["cosine", "dot"]))
+def test_several_positives_and_ids_equal_the_formula(seed, masked, similarity):
+    query, keys, labels, mask, query_ids, key_ids, left_out = several_positives(seed)
+    allowed = ~left_out & mask if masked else ~left_out
+    expected = []
+    for b, own in enumerate(labels.tolist()):
+        own = [m for m in own if m >= 0]
+        allowed[b, own] = False
+        losses = []
+        for m in own:  # the other positives are no negatives, the one itself always counts
+            row = allowed[b : b + 1].clone()
+            row[0, m] = True
+            losses.append(loop(query[b : b + 1], keys, [m], 0.3, similarity, False, row))
+        expected.append(torch.stack(losses).mean())
+    options = {"temperature": 0.3, "similarity": similarity, "mask": mask if masked else None}
+    options |= {"query_ids": query_ids, "key_ids": key_ids}
+    inputs = [t.requires_grad_() for t in (query, keys)]
+    results = [function(*inputs, labels, **options) for function in (infonce, infonce_reference)]
+    for loss in results:
+        torch.testing.assert_close(loss.detach(), torch.stack(expected))
+    upstream = torch.linspace(-1, 2, len(query), dtype=torch.float64)
+    found, wanted = (torch.autograd.grad(loss, inputs, upstream) for loss in results)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 30])
+def test_gradcheck_with_several_positives_and_ids(monkeypatch, budget):
+    monkeypatch.setattr(sys.modules["elva.ops.infonce"], "SCORE_BUDGET", budget)
+    query, keys, labels, mask, query_ids, key_ids, _ = several_positives(4)
+    temperature = torch.tensor(0.4, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (query, keys, temperature)]
+    options = {"mask": mask, "query_ids": query_ids, "key_ids": key_ids}
+    assert torch.autograd.gradcheck(lambda q, k, t: infonce(q, k, labels, temperature=t, **options), inputs)
+
+
+def test_one_kind_of_id_is_enough():
+    query, keys, _, _ = problem(12)
+    labels = torch.tensor([0, 1, 2, 3])
+    by_key = torch.ones(4, 7, dtype=torch.bool)
+    by_key[0, 4] = by_key[4 - 1, 5] = False
+    key_ids = torch.tensor([9, 1, 2, 3, 9, 3])  # the last key has none
+    torch.testing.assert_close(
+        infonce(query, keys, labels, key_ids=key_ids), infonce(query, keys, labels, mask=by_key)
+    )
+    by_query = torch.ones(4, 7, dtype=torch.bool)
+    by_query[1, 2] = by_query[2, 1] = False
+    query_ids = torch.tensor([5, 6, 6, 7])
+    torch.testing.assert_close(
+        infonce(query, keys, labels, query_ids=query_ids), infonce(query, keys, labels, mask=by_query)
+    )
+
+
+def test_pairs_known_from_elsewhere_replace_those_of_the_labels():
+    query, keys, _, _ = problem(13)
+    labels, query_ids, key_ids = torch.arange(4), torch.arange(4), torch.arange(7)
+    pairs = torch.tensor([[0, 5], [99, 3], [2, 77]])
+    mask = torch.ones(4, 7, dtype=torch.bool)
+    mask[0, 5] = False
+    found = infonce(query, keys, labels, query_ids=query_ids, key_ids=key_ids, positive_pairs=pairs)
+    torch.testing.assert_close(found, infonce(query, keys, labels, mask=mask))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -258,7 +352,11 @@ def test_compiles_without_graph_break():
         ({"keys": torch.ones(7, 5, dtype=torch.int64)}, TypeError, "keys must be floating point"),
         ({"labels": torch.tensor([0, 1, 2, 7])}, ValueError, r"0 to 6, got \[0, 1, 2, 7\]"),
         ({"labels": torch.tensor([0, 1, 2, -1])}, ValueError, "labels must be indices into keys"),
-        ({"labels": torch.tensor([0, 1, 2])}, ValueError, r"labels must have shape \[4\], got \[3\]"),
+        (
+            {"labels": torch.tensor([0, 1, 2])},
+            ValueError,
+            r"labels must have shape \[4\] or \[4, P\], got \[3\]",
+        ),
         ({"labels": torch.zeros(4)}, TypeError, "labels must be int64"),
         ({"labels": torch.zeros(4, dtype=torch.int64), "bidirectional": True}, ValueError, "one to one"),
         ({"labels": None, "keys": torch.randn(3, 5)}, ValueError, "needs 4 keys; got 3"),
@@ -267,6 +365,21 @@ def test_compiles_without_graph_break():
             {"mask": torch.ones(7, 4, dtype=torch.bool)},
             ValueError,
             r"mask must have shape \[4, 7\], got \[7, 4\]",
+        ),
+        ({"labels": torch.tensor([[0, -1]] * 3 + [[-1, -1]])}, ValueError, "must name a key for every query"),
+        ({"labels": torch.tensor([[0, 7]] * 4)}, ValueError, "0 to 6, or -1 for none"),
+        (
+            {"labels": torch.tensor([[0, 1]] * 4), "bidirectional": True},
+            ValueError,
+            r"labels must be one a query, \[4\], with bidirectional=True, got \[4, 2\]",
+        ),
+        ({"query_ids": torch.zeros(4)}, TypeError, "query_ids must be integers, got torch.float32"),
+        ({"query_ids": torch.arange(5)}, ValueError, r"query_ids must have shape \[4\], got \[5\]"),
+        ({"key_ids": torch.arange(8)}, ValueError, r"key_ids must have shape \[7\] \(or fewer\), got \[8\]"),
+        (
+            {"positive_pairs": torch.zeros(1, 2).long()},
+            ValueError,
+            "positive_pairs needs query_ids and key_ids",
         ),
         ({"similarity": "euclid"}, ValueError, "similarity must be one of"),
         ({"temperature": 0.0}, ValueError, "temperature must be above 0, got 0.0"),

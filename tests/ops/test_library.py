@@ -10,7 +10,12 @@ import torch
 
 from elva.ops import library
 
-OPERATORS = ["elva::rank_reward", "elva::rank_reward_backward"]
+OPERATORS = [
+    "elva::infonce_reduce_",
+    "elva::infonce_weigh_",
+    "elva::rank_reward",
+    "elva::rank_reward_backward",
+]
 
 # The library file is there or not, but does not load: as with another torch, or without a compiler.
 WITHOUT_NATIVE = """

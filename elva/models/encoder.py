@@ -17,7 +17,7 @@ from elva.models import batches
 from elva.models.attention import resolve_attention
 from elva.models.batches import Batch
 from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice, read_config
-from elva.models.generation import Sampling, SpecialIds, evaluation_mode, generate
+from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate
 from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import RET_TOKEN, get_prompt
 from elva.models.vision import FrozenVision
@@ -167,10 +167,13 @@ class MultimodalEncoder:
         with evaluation_mode(self.base_model), torch.no_grad():
             for rows in track(chunks, "Encoding", total=len(chunks), show=show_progress):
                 batch = self.prepare([items[row] for row in rows])
-                written = self.generate_summaries(batch)[0] if mode == "generative" else [[] for _ in rows]
-                full, _ = self.append(batch, written, ret=True)
-                embeddings[rows] = self.read_embedding(self.hidden_states(full), full, read).cpu()
-                for row, ids in zip(rows, written, strict=True):
+                if mode == "direct":
+                    full, _ = self.append(batch, [[] for _ in rows], ret=True)
+                    embeddings[rows] = self.read_embedding(self.hidden_states(full), full, read).cpu()
+                    continue
+                written = self.generate_summaries(batch)
+                embeddings[rows] = written.embeddings(read).cpu()
+                for row, ids in zip(rows, written.summaries, strict=True):
                     summaries[row] = self.decode_summary(ids)
         return (embeddings, summaries) if return_summaries else embeddings
 
@@ -246,10 +249,10 @@ class MultimodalEncoder:
         top_k: int = 0,
         max_new_tokens: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[list[list[int]], list[bool]]:
-        """n · ``num_generations`` summaries (item-major), ids ending in ``[RET]``; was that sampled?
+    ) -> Generated:
+        """n · ``num_generations`` summaries (item-major), ids ending in ``[RET]``, and the states there.
 
-        ``[RET]`` is forced (flag False) after an end-of-turn token, which is dropped, or after
+        ``[RET]`` is forced (``sampled_ret`` False) after an end-of-turn token, which is dropped, or after
         ``max_new_tokens`` tokens (default: ``config.max_summary_tokens``). Picture, padding and turn tokens
         are never produced.
         """

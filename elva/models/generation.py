@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from elva.models.batches import Batch, model_inputs, rope_positions
 
@@ -40,6 +41,23 @@ class Sampling:
             raise ValueError(f"top_p: {self.top_p} given, expected a number in (0, 1]")
         if self.top_k < 0:
             raise ValueError(f"top_k: {self.top_k} given, expected 0 (no limit) or more")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Summaries of n · G rows (item-major): token ids ending in ``[RET]``, and whether that one was sampled.
+
+    ``before`` and ``at`` [n·G, H]: the last hidden states that predict the final ``[RET]`` and that stand at it.
+    """
+
+    summaries: list[list[int]]
+    sampled_ret: list[bool]
+    before: Tensor
+    at: Tensor
+
+    def embeddings(self, read: str) -> Tensor:
+        """[n·G, H] fp32, L2-normalised: what ``MultimodalEncoder.read_embedding`` reads from a whole forward."""
+        return F.normalize((self.at if read == "at" else self.before).float(), dim=-1)
 
 
 @contextmanager
@@ -83,13 +101,13 @@ def generate(
     max_new_tokens: int,
     num_generations: int = 1,
     generator: torch.Generator | None = None,
-) -> tuple[list[list[int]], list[bool]]:
+) -> Generated:
     """Summaries of every row of ``batch``, ``num_generations`` side by side for each (item-major).
 
     ``backbone`` returns ``last_hidden_state`` and ``past_key_values``; ``head`` maps hidden states to logits.
     Both must be in evaluation mode. Every list ends in ``special.ret``: sampled (flag True), or forced after
     a stop token (which is dropped) or after ``max_new_tokens`` tokens (flag False), so a list holds at most
-    ``max_new_tokens + 1`` ids.
+    ``max_new_tokens + 1`` ids. A finished row decodes its ``[RET]`` with those that go on, so that its state is known.
     """
     if max_new_tokens < 1 or num_generations < 1:
         raise ValueError(f"{max_new_tokens=} and {num_generations=} given, expected at least 1")
@@ -104,12 +122,14 @@ def generate(
         cache.batch_repeat_interleave(num_generations)
     loop = _DecodeState(hidden.shape[0], special)
     banned = torch.tensor(special.banned, dtype=torch.long, device=hidden.device)
-    for step in range(max_new_tokens):
-        logits = head(hidden).index_fill(-1, banned, -torch.inf)
-        tokens = next_tokens(logits, sampling, generator)
-        running = loop.record(tokens.tolist())
-        if not running or step + 1 == max_new_tokens:
-            break
+    for step in range(max_new_tokens + 1):
+        if step < max_new_tokens:
+            logits = head(hidden).index_fill(-1, banned, -torch.inf)
+            tokens = next_tokens(logits, sampling, generator)
+        else:
+            tokens = banned.new_full((hidden.shape[0],), special.ret)
+        tokens = loop.record(tokens, hidden, sampled=step < max_new_tokens)
+        running = loop.running()
         if 2 * len(running) <= tokens.shape[0]:
             # Half of the rows are done: the rest goes on without them.
             index = torch.tensor(running, device=tokens.device)
@@ -119,6 +139,9 @@ def generate(
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         position = position + 1
         hidden = _decode(backbone, tokens, mask, position, cache)
+        loop.see(hidden)
+        if not loop.running():
+            break
     return loop.finish()
 
 
@@ -133,29 +156,50 @@ def _decode(backbone: nn.Module, tokens: Tensor, mask: Tensor, position: Tensor,
     return out.last_hidden_state[:, -1]
 
 
+
 class _DecodeState:
-    """What every row has produced so far, and which rows are still in the running batch."""
+    """What every row has produced so far, and which rows are still in the running batch.
+
+    A row writes, then decodes its ``[RET]``, then is done.
+    """
 
     def __init__(self, rows: int, special: SpecialIds) -> None:
         self.special = special
         self.summaries: list[list[int]] = [[] for _ in range(rows)]
         self.sampled_ret = [False] * rows
-        self.done = [False] * rows
+        self.before: list[Tensor | None] = [None] * rows
+        self.at: list[Tensor | None] = [None] * rows
         self.active = list(range(rows))
 
-    def record(self, tokens: Sequence[int]) -> list[int]:
-        """Take one token per active row; return the positions (in the running batch) of unfinished rows."""
-        for row, token in zip(self.active, tokens, strict=True):
-            if self.done[row]:
+    def record(self, tokens: Tensor, hidden: Tensor, sampled: bool) -> Tensor:
+        """Take one token per active row, predicted by ``hidden``; return what to decode: ``[RET]`` where a row ends."""
+        ends = (self.special.ret, *self.special.stop)
+        decode = tokens.tolist()
+        for position, (row, token) in enumerate(zip(self.active, decode, strict=True)):
+            if self.before[row] is not None:
                 continue
-            self.sampled_ret[row] = token == self.special.ret
-            self.done[row] = self.sampled_ret[row] or token in self.special.stop
-            if not self.done[row]:
+            if token not in ends:
                 self.summaries[row].append(token)
-        return [position for position, row in enumerate(self.active) if not self.done[row]]
+                continue
+            self.sampled_ret[row] = sampled and token == self.special.ret
+            self.before[row] = hidden[position]
+            decode[position] = self.special.ret
+        return torch.tensor(decode, device=tokens.device)
+
+    def see(self, hidden: Tensor) -> None:
+        """Take the states of the tokens decoded last."""
+        for position, row in enumerate(self.active):
+            if self.before[row] is not None and self.at[row] is None:
+                self.at[row] = hidden[position]
+
+    def running(self) -> list[int]:
+        """Positions, in the running batch, of rows that are not done."""
+        return [position for position, row in enumerate(self.active) if self.at[row] is None]
 
     def keep(self, positions: Sequence[int]) -> None:
         self.active = [self.active[position] for position in positions]
 
-    def finish(self) -> tuple[list[list[int]], list[bool]]:
-        return [[*summary, self.special.ret] for summary in self.summaries], self.sampled_ret
+    def finish(self) -> Generated:
+        before, at = (torch.stack([state for state in x if state is not None]) for x in (self.before, self.at))
+        summaries = [[*summary, self.special.ret] for summary in self.summaries]
+        return Generated(summaries, self.sampled_ret, before, at)

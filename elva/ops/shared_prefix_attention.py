@@ -1,9 +1,9 @@
 """Attention of G completions behind one prompt that is computed once.
 
-A packed sequence holds the prompts of all items, then their completions, item by item. A prompt's token sees the prompt's
-earlier tokens; a completion's token sees its item's whole prompt and its completion's earlier tokens. That is three pieces
-without any mask over the whole sequence: prompts causal, completions × prompt as one rectangle, completions causal. The
-last two are merged by their log-sum-exps; each piece's backward takes the merged output and log-sum-exp.
+A packed sequence holds the prompts of all items, then their completions, item by item. A prompt's token sees the
+prompt's earlier tokens; a completion's token sees its item's whole prompt and its completion's earlier tokens. That is
+three pieces without any mask over the whole sequence: prompts causal, completions × prompt as one rectangle, completions
+causal. The last two are merged by their log-sum-exps; each piece's backward takes the merged output and log-sum-exp.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from elva.ops.varlen_backends import BACKENDS
 
 @dataclass(frozen=True)
 class PrefixLayout:
-    """Tokens in a packed sequence: ``prompts`` (N lengths >= 1), then ``completions``, N · ``generations`` lengths >= 1.
+    """Tokens in a packed sequence: ``prompts``, N lengths >= 1, then ``completions``, N · ``generations`` lengths >= 1.
 
     Completion g of item i is number i · generations + g.
 

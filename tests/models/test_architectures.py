@@ -64,10 +64,10 @@ def test_the_family_encodes_generates_and_reloads(tiny_encoder, mixed_inputs, co
 
     whole = encoder.encode(mixed_inputs)
     torch.testing.assert_close(encoder.encode(mixed_inputs, batch_size=1), whole, atol=5e-6, rtol=0)
-    greedy, _ = encoder.generate_summaries(encoder.prepare(mixed_inputs))
-    copies, _ = encoder.generate_summaries(
+    greedy = encoder.generate_summaries(encoder.prepare(mixed_inputs)).summaries
+    copies = encoder.generate_summaries(
         encoder.prepare(mixed_inputs), num_generations=2, do_sample=True, top_k=1
-    )
+    ).summaries
     assert copies == [summary for summary in greedy for _ in range(2)]
     special = encoder._special_ids()
     assert set(range(len(encoder.tokenizer), len(encoder.tokenizer) + 7)) <= set(special.banned)

@@ -64,7 +64,7 @@ def test_modes_and_reads_differ(tiny_encoder, mixed_inputs):
 
 def test_a_generative_embedding_is_the_state_at_ret_after_the_summary(tiny_encoder):
     batch = tiny_encoder.prepare(["a red cat"])
-    written, _ = tiny_encoder.generate_summaries(batch)
+    written = tiny_encoder.generate_summaries(batch).summaries
     full, _ = tiny_encoder.append(batch, written, ret=True)
     with torch.no_grad():
         hidden = tiny_encoder.hidden_states(full)
@@ -130,7 +130,7 @@ def test_loading_reads_every_setting(tiny_encoder, tmp_path):
 
     batch = loaded.prepare([Image.new("RGB", (96, 96))])
     assert batch["image_grid_thw"].tolist() == [[1, 4, 4]]
-    assert len(loaded.generate_summaries(batch)[0][0]) == 4
+    assert len(loaded.generate_summaries(batch).summaries[0]) == 4
 
 
 def test_a_checkpoint_without_ret_gets_one(own_encoder, tmp_path):

@@ -12,13 +12,15 @@ def run(encoder, batch, special=None, sampling=None, tokens=8, generations=1):
     sampling = sampling or Sampling()
     special = special or encoder._special_ids()
     base = encoder.base_model
-    return generate(base.model, base.lm_head, batch, 2, special, sampling, tokens, generations)
+    written = generate(base.model, base.lm_head, batch, 2, special, sampling, tokens, generations)
+    return written.summaries, written.sampled_ret
 
 
 def test_greedy_equals_transformers_generate(own_encoder, mixed_inputs):
     batch = own_encoder.prepare(mixed_inputs)
     special = own_encoder._special_ids()
-    ours, sampled = own_encoder.generate_summaries(batch, max_new_tokens=10)
+    written = own_encoder.generate_summaries(batch, max_new_tokens=10)
+    ours, sampled = written.summaries, written.sampled_ret
     theirs = own_encoder.model.generate(
         **batch,
         do_sample=False,
@@ -66,9 +68,10 @@ def test_generations_share_the_prefill_item_major(tiny_encoder, mixed_inputs):
 
 def test_sampled_summaries_end_in_ret_and_hold_no_special_token(tiny_encoder, mixed_inputs):
     batch = tiny_encoder.prepare(mixed_inputs)
-    summaries, flags = tiny_encoder.generate_summaries(
+    written = tiny_encoder.generate_summaries(
         batch, num_generations=6, do_sample=True, temperature=50.0, max_new_tokens=12
     )
+    summaries, flags = written.summaries, written.sampled_ret
     special = tiny_encoder._special_ids()
     names = tiny_encoder.tokenizer.convert_ids_to_tokens(special.banned)
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|im_start|>", "<|endoftext|>"} <= set(
@@ -86,10 +89,27 @@ def test_a_generator_makes_it_repeatable(tiny_encoder):
     runs = [
         tiny_encoder.generate_summaries(
             batch, num_generations=4, do_sample=True, generator=torch.Generator().manual_seed(seed)
-        )[0]
+        ).summaries
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
+
+
+def test_states_at_ret_are_those_of_a_whole_forward(tiny_encoder, mixed_inputs):
+    prompts = tiny_encoder.prepare(mixed_inputs)
+    special = tiny_encoder._special_ids()
+    base = tiny_encoder.base_model
+    stop = dataclasses.replace(special, stop=tuple(range(0, len(tiny_encoder.tokenizer), 6)))
+    sampling, generator = Sampling(True, temperature=3.0), torch.Generator().manual_seed(0)
+    written = generate(base.model, base.lm_head, prompts, 2, stop, sampling, 6, 3, generator)
+    assert len({len(summary) for summary in written.summaries}) > 2, "the test needs rows of different lengths"
+    full, _ = tiny_encoder.append(tiny_encoder.repeat(prompts, 3), written.summaries, ret=True)
+    with torch.no_grad():
+        hidden = tiny_encoder.hidden_states(full)
+    torch.testing.assert_close(written.at, hidden[:, -1], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(written.before, hidden[:, -2], atol=2e-5, rtol=1e-5)
+    expected = tiny_encoder.read_embedding(hidden, full, "before")
+    torch.testing.assert_close(written.embeddings("before"), expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

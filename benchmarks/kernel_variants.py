@@ -39,7 +39,8 @@ _TIERS = {"rank_ptr": "*i64", "tier_ptr": "*i64", "mask_ptr": "*u8", "ceiling": 
 
 VARIANTS: dict[str, Variant] = {
     "advance_kernel": Variant(
-        {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
+        {"targets_ptr": "*i64", "given_rows_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"},
+        {"BLOCK": 1024},
     ),
     "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
     "inverse_norms_kernel": Variant(

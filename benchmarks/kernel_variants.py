@@ -46,7 +46,8 @@ _CUT = {
 
 VARIANTS: dict[str, Variant] = {
     "advance_kernel": Variant(
-        {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
+        {"targets_ptr": "*i64", "given_rows_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"},
+        {"BLOCK": 1024},
     ),
     "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
     "infonce_columns_kernel": Variant({}, {"BLOCK_R": 32, "BLOCK_C": 64}),

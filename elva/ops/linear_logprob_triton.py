@@ -16,7 +16,13 @@ BLOCK = 1024
 
 
 def forward(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_expected: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_expected: bool,
+    trainable_rows: Tensor | None = None,
+    row_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logprob, entropy, logsumexp [T] and expected [T,H] (empty unless asked for); arguments as the operator's."""
     count, dim = hidden.shape
@@ -24,6 +30,10 @@ def forward(
     total, weighted, target, fade = (hidden.new_zeros(count, dtype=torch.float32) for _ in range(4))
     expected = hidden.new_zeros((count if with_expected else 0, dim), dtype=torch.float32)
     targets = targets.contiguous()
+    # Without such rows the kernel reads neither pointer.
+    given = 0 if trainable_rows is None else trainable_rows.shape[0]
+    given_rows = targets if trainable_rows is None else trainable_rows.contiguous()
+    given_logits = highest if row_logits is None else row_logits.contiguous()
     tile = max(256, TILE_ELEMENTS // max(count, 1) // 256 * 256)
     for first in range(0, weight.shape[0] if count else 0, tile):
         head = weight[first : first + tile]
@@ -35,6 +45,8 @@ def forward(
                 logits,
                 p,
                 targets,
+                given_rows,
+                given_logits,
                 highest,
                 total,
                 weighted,
@@ -42,6 +54,7 @@ def forward(
                 fade,
                 first,
                 head.shape[0],
+                given,
                 1 / temperature,
                 BLOCK=BLOCK,
             )

@@ -2,7 +2,8 @@
 //
 // The vocabulary comes in tiles. Their logits exist in one buffer, in which one pass turns them into unnormalised
 // probabilities under the running maximum; the product of those with the same rows of the head, summed over the
-// tiles, is all that the gradient of a frozen head needs (flash attention with keys = values = head).
+// tiles, is all that the gradient of a frozen head needs (flash attention with keys = values = head). Rows of the head
+// that train come with their logits, and are left out of the second product.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -12,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -54,6 +56,21 @@ struct Running {
   A fade = 0;                                       // what the last tile's maximum left of earlier sums
 };
 
+// Rows of the head whose logits [T, count] are given.
+template <typename A>
+struct Given {
+  const int64_t* rows = nullptr;
+  const A* logits = nullptr;
+  int64_t count = 0;
+
+  // Calls f(column in the tile, logit) for those that lie in it.
+  template <typename F>
+  void each(int64_t token, int64_t first, int64_t width, const F& f) const {
+    for (int64_t i = 0; i < count; ++i)
+      if (rows[i] >= first && rows[i] < first + width) f(rows[i] - first, logits[token * count + i]);
+  }
+};
+
 // Logits become exp(z - highest), and the token's sums move to the new maximum.
 template <typename A>
 void advance(Running<A>& token, A* logits, int64_t width, A scale) {
@@ -78,8 +95,8 @@ void accumulate(const std::vector<Running<A>>& tokens, const Tensor& product, co
 }
 
 template <typename T, typename A>
-void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A scale, std::vector<Running<A>>& tokens,
-           const Tensor* expected, ScalarType type) {
+void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A scale, const Given<A>& given,
+           std::vector<Running<A>>& tokens, const Tensor* expected, ScalarType type) {
   const int64_t count = hidden.size(0), dim = hidden.size(1), vocabulary = weight.size(0);
   const int64_t tile = std::min(vocabulary, std::max(kLeastTile, kTileElements / count));
   const bool narrow = !std::is_same_v<T, A>;
@@ -95,9 +112,11 @@ void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A
     torch::stable::parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) {
         A* row = data + t * size[1];
+        given.each(t, first, size[1], [&](int64_t column, A logit) { row[column] = logit; });
         const int64_t own = targets[t] - first;
         if (own >= 0 && own < size[1]) tokens[t].target = row[own] * scale;
         advance(tokens[t], row, size[1], scale);
+        given.each(t, first, size[1], [&](int64_t column, A) { row[column] = 0; });
       }
     });
     if (!expected) continue;
@@ -108,7 +127,8 @@ void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_in, const Tensor& weight_in,
                                                           const Tensor& targets_in, double temperature,
-                                                          bool with_expected) {
+                                                          bool with_expected, const std::optional<Tensor>& rows_in,
+                                                          const std::optional<Tensor>& row_logits_in) {
   STD_TORCH_CHECK(hidden_in.dim() == 2 && weight_in.dim() == 2 && hidden_in.size(1) == weight_in.size(1) &&
                       hidden_in.is_cpu() && weight_in.is_cpu() && hidden_in.scalar_type() == weight_in.scalar_type(),
                   "expected hidden [T, H] and weight [V, H] of one dtype");
@@ -123,11 +143,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_i
   const ScalarType type = hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor logprob = empty(hidden, {count}, type), entropy = empty(hidden, {count}, type);
   Tensor logsumexp = empty(hidden, {count}, type), expected = empty(hidden, {with_expected ? count : 0, dim}, type);
+  const bool has_rows = rows_in.has_value() && row_logits_in.has_value();
+  STD_TORCH_CHECK(has_rows || (!rows_in.has_value() && !row_logits_in.has_value()),
+                  "trainable_rows and row_logits come together");
+  const Tensor rows = has_rows ? torch::stable::contiguous(*rows_in) : targets;
+  const Tensor row_logits = has_rows ? torch::stable::contiguous(*row_logits_in) : logsumexp;
+  if (has_rows)
+    STD_TORCH_CHECK(rows.dim() == 1 && rows.is_cpu() && rows.scalar_type() == ScalarType::Long &&
+                        row_logits.dim() == 2 && row_logits.is_cpu() && row_logits.scalar_type() == type &&
+                        row_logits.size(0) == count && row_logits.size(1) == rows.size(0),
+                    "expected trainable_rows int64 [R] and row_logits [T, R] in the accumulation dtype");
   if (count == 0) return {logprob, entropy, logsumexp, expected};
   torch::stable::zero_(expected);
   with_types(hidden, [&]<typename T, typename A>(T, A) {
     std::vector<Running<A>> tokens(count);
-    sweep<T, A>(hidden, weight, ids, static_cast<A>(1 / temperature), tokens, with_expected ? &expected : nullptr, type);
+    const Given<A> given = has_rows ? Given<A>{rows.const_data_ptr<int64_t>(), row_logits.const_data_ptr<A>(),
+                                               rows.size(0)}
+                                    : Given<A>{};
+    sweep<T, A>(hidden, weight, ids, static_cast<A>(1 / temperature), given, tokens,
+                with_expected ? &expected : nullptr, type);
     A *logprobs = logprob.mutable_data_ptr<A>(), *entropies = entropy.mutable_data_ptr<A>();
     A* sums = logsumexp.mutable_data_ptr<A>();
     A* means = with_expected ? expected.mutable_data_ptr<A>() : nullptr;

@@ -177,13 +177,16 @@ def test_gradcheck():
 def test_opcheck(dtype):
     hidden, weight, targets = problem(6, 4, 8, 40, dtype)
     op = torch.ops.elva.linear_logprob.default
-    torch.library.opcheck(op, (hidden.requires_grad_(), weight, targets, 0.8, True))
-    torch.library.opcheck(op, (hidden.detach(), weight, targets, 0.8, False))
-    logprob = op(hidden.detach(), weight, targets, 0.8, False)[0]
+    rows = torch.tensor([1, 5], device=DEVICE)
+    row_logits = torch.randn(4, 2, device=DEVICE)
+    for given in ((None, None), (rows, row_logits.requires_grad_())):
+        torch.library.opcheck(op, (hidden.requires_grad_(), weight, targets, 0.8, True, *given))
+    torch.library.opcheck(op, (hidden.detach(), weight, targets, 0.8, False, None, None))
+    logprob, _, logsumexp, _ = op(hidden.detach(), weight, targets, 0.8, False, None, None)
     arguments = (torch.ones_like(logprob), hidden.detach(), weight, targets, logprob, 0.8)
     torch.library.opcheck(torch.ops.elva.linear_logprob_head_grad.default, arguments)
-    rows = torch.tensor([1, 5], device=DEVICE)
-    torch.library.opcheck(torch.ops.elva.linear_logprob_row_grad.default, (*arguments, rows))
+    arguments = (torch.ones_like(logprob), targets, logsumexp, 0.8, rows, row_logits.detach())
+    torch.library.opcheck(torch.ops.elva.linear_logprob_row_grad.default, arguments)
 
 
 def test_compiles_into_one_graph():

@@ -131,5 +131,8 @@ def repeat(batch: Batch, times: int) -> Batch:
 
 
 def select(batch: Batch, rows: Sequence[int] | Tensor) -> Batch:
-    """The rows numbered in ``rows`` (int64, any order), padding unchanged, with their pictures."""
-    return _with_images(batch, torch.as_tensor(rows, dtype=torch.long, device=batch["input_ids"].device))
+    """The rows numbered in ``rows`` (int64, any order) with their pictures, without the padding that all share."""
+    taken = _with_images(batch, torch.as_tensor(rows, dtype=torch.long, device=batch["input_ids"].device))
+    longest = int(taken["attention_mask"].sum(-1).max()) if taken["input_ids"].shape[0] else 0
+    first = taken["input_ids"].shape[1] - longest
+    return taken | {key: taken[key][:, first:] for key in ROW_KEYS}

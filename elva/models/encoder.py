@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elva.files import atomic_directory
-from elva.models import batches
+from elva.models import batches, shared_prefix
 from elva.models.attention import resolve_attention
 from elva.models.batches import Batch
 from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice, read_config
 from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate
 from elva.models.head import Head, head_of
+from elva.models.packing import PackedBatch, pack
 from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import RET_TOKEN, get_prompt
 from elva.models.vision import FrozenVision
@@ -134,6 +135,11 @@ class MultimodalEncoder:
         return self.base_model.config.text_config.hidden_size
 
     @property
+    def vision_seconds(self) -> float:
+        """Seconds that the frozen vision tower has run so far."""
+        return self._vision.seconds
+
+    @property
     def _merge_size(self) -> int:
         return self.base_model.config.vision_config.spatial_merge_size
 
@@ -186,12 +192,18 @@ class MultimodalEncoder:
         """``encode`` in direct mode unless ``mode`` says otherwise: summaries can hurt candidates."""
         return self.encode(inputs, instruction, **{"mode": "direct", **options})
 
-    def prepare(self, inputs: Sequence[Any], instructions: str | Sequence[str | None] | None = None) -> Batch:
+    def prepare(
+        self,
+        inputs: Sequence[Any],
+        instructions: str | Sequence[str | None] | None = None,
+        image_features: bool = True,
+    ) -> Batch:
         """The prompts of ``inputs`` up to and with the assistant's header, left-padded, on ``device``.
 
-        Where the vision tower takes no gradient, pictures come as its features, and those of a file are computed once.
+        Where the vision tower takes no gradient, pictures come as its features, and those of a file are computed once;
+        with ``image_features=False`` they come as pixels all the same.
         """
-        vision = self._vision if self._vision.usable else None
+        vision = self._vision if image_features and self._vision.usable else None
         batch = self.processor(inputs, instructions, vision)
         return {key: value.to(self.device) for key, value in batch.items()}
 
@@ -209,7 +221,7 @@ class MultimodalEncoder:
         return batches.repeat(batch, times)
 
     def select(self, batch: Batch, rows: Sequence[int] | Tensor) -> Batch:
-        """The rows numbered in ``rows``, padding unchanged, with their pixel values."""
+        """The rows numbered in ``rows`` with their pictures, without the padding that all share."""
         return batches.select(batch, rows)
 
     def hidden_states(self, batch: Batch, model: nn.Module | None = None) -> Tensor:
@@ -227,6 +239,31 @@ class MultimodalEncoder:
         if model is None:
             return self.base_model.model(**inputs).last_hidden_state
         return model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+
+    def pack(self, prompts: Batch, completions: Sequence[Sequence[int]], num_generations: int) -> PackedBatch:
+        """Prompts of n items and ``num_generations`` completions of each (item-major, none empty), without padding."""
+        return pack(prompts, completions, num_generations, self._merge_size)
+
+    def packed_states(self, packed: PackedBatch, model: nn.Module | None = None) -> Tensor:
+        """Last hidden state [T, H] of every token of ``packed``, with gradient: ``hidden_states`` for packed batches."""
+        shared_prefix.enable(self.base_model)
+        inputs = {
+            **batches.model_inputs(packed.batch, self.hidden_size),
+            "position_ids": packed.positions,
+            "use_cache": False,
+            shared_prefix.KEYWORD: packed.layout,
+        }
+        with shared_prefix.packed_forward():
+            if model is None:
+                return self.base_model.model(**inputs).last_hidden_state[0]
+            return model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0]
+
+    def read_packed(self, states: Tensor, packed: PackedBatch) -> Tensor:
+        """L2-normalised fp32 state [n·G, H] at (or just before) the token that ends each completion."""
+        place = packed.ends
+        if self.config.read == "before":
+            place = packed.before[packed.ends - packed.layout.prompt_tokens]
+        return F.normalize(states[place].float(), dim=-1)
 
     def read_embedding(self, hidden: Tensor, batch: Batch, read: str | None = None) -> Tensor:
         """L2-normalised fp32 state [n, H] at (or just before) the ``[RET]`` that ends every row."""

@@ -156,7 +156,6 @@ def _decode(backbone: nn.Module, tokens: Tensor, mask: Tensor, position: Tensor,
     return out.last_hidden_state[:, -1]
 
 
-
 class _DecodeState:
     """What every row has produced so far, and which rows are still in the running batch.
 
@@ -200,6 +199,8 @@ class _DecodeState:
         self.active = [self.active[position] for position in positions]
 
     def finish(self) -> Generated:
-        before, at = (torch.stack([state for state in x if state is not None]) for x in (self.before, self.at))
+        before, at = (
+            torch.stack([state for state in x if state is not None]) for x in (self.before, self.at)
+        )
         summaries = [[*summary, self.special.ret] for summary in self.summaries]
         return Generated(summaries, self.sampled_ret, before, at)

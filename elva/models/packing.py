@@ -47,7 +47,9 @@ def pack(
     )
     lengths = torch.tensor(layout.completions, device=device)
     starts = layout.prompt_tokens + lengths.cumsum(0) - lengths
-    step = torch.arange(int(lengths.sum()), device=device) - (starts - layout.prompt_tokens).repeat_interleave(lengths)
+    step = torch.arange(int(lengths.sum()), device=device) - (
+        starts - layout.prompt_tokens
+    ).repeat_interleave(lengths)
     owner = torch.arange(len(lengths), device=device).div(num_generations, rounding_mode="floor")
     prompt_positions = rope_positions(prompts, merge_size)
     behind = prompt_positions[:, :, -1].amax(0)[owner].repeat_interleave(lengths) + 1 + step

@@ -56,7 +56,9 @@ def _register(inner: str) -> None:
         if layout is None:
             return _inner_attention(inner, module)(module, query, key, value, attention_mask, **options)
         if options.get("dropout"):
-            raise ValueError("attention_dropout: shared-prefix attention has none; set it to 0 or use rl.step=plain")
+            raise ValueError(
+                "attention_dropout: shared-prefix attention has none; set it to 0 or use rl.step=plain"
+            )
         rows = (x[0].transpose(0, 1) for x in (query, key, value))
         backend = "sdpa" if inner == "eager" else inner
         out = shared_prefix_attention(*rows, layout, scale=options["scaling"], backend=backend)

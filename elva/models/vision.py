@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ class FrozenVision:
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
         self.cache = TensorCache(CACHE_BYTES)
+        self.seconds = 0.0
         self._state: tuple[Any, ...] = ()
 
     @property
@@ -56,13 +58,16 @@ class FrozenVision:
         return torch.cat([known[_name(picture)] for picture in pictures])
 
     def _encode(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
+        start = time.perf_counter()
         weight = next(self._tower.parameters())
         pixels = torch.cat([picture.pixels for picture in pictures]).to(weight.device, weight.dtype)
         grid = torch.stack([picture.grid for picture in pictures]).to(weight.device)
         out = self._tower(pixels, grid_thw=grid, return_dict=True)
         levels = getattr(out, "deepstack_features", None) or []
         sizes = (grid.prod(-1) // self._tower.spatial_merge_size**2).tolist()
-        return torch.cat([out.pooler_output, *levels], dim=-1).split(sizes)
+        features = torch.cat([out.pooler_output, *levels], dim=-1).split(sizes)
+        self.seconds += time.perf_counter() - start
+        return features
 
     def _forget_if_trained(self) -> None:
         # in-place updates (an optimiser's step, a loaded checkpoint) raise a tensor's version

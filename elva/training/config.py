@@ -73,7 +73,12 @@ class SurrogateSettings:
 
 @dataclass
 class RolloutSettings:
-    """Stage 3. Names and defaults of clip, KL and sampling are TRL's; G = 8 and β = 0.2 are the paper's."""
+    """Stage 3. Names and defaults of clip, KL and sampling are TRL's; G = 8 and β = 0.2 are the paper's.
+
+    `length_penalty`: taken off the reward of a summary of `max_completion_length` tokens, of shorter ones in proportion.
+    `step`: `plain` runs every rollout as a sequence of its own (slow; what `fast` is tested against).
+    `micro_batch_tokens`: tokens that `step: fast` runs together; memory grows with it.
+    """
 
     num_generations: int = 8
     max_completion_length: int = 64
@@ -88,6 +93,9 @@ class RolloutSettings:
     gradient: str = "score"
     credit: str = "rollout"
     random_negatives: str = "pool"
+    length_penalty: float = 0.0
+    step: str = "fast"
+    micro_batch_tokens: int = 16384
 
 
 @dataclass
@@ -160,6 +168,7 @@ CHOICES = {
     "credit": ("rollout", "item"),
     "random_negatives": ("batch", "pool"),
     "scale_rewards": ("group", "batch", "none"),
+    "step": ("fast", "plain"),
 }
 
 C = TypeVar("C")

@@ -10,7 +10,7 @@ import torch
 from elva.losses import InfoNCELoss
 from elva.training.config import InstructConfig, TextConfig
 from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample, draw_batch
-from elva.training.rollouts import sample
+from elva.training.rollouts import sample, separate
 from elva.training.trainer import StageTrainer
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class InstructTrainer(StageTrainer):
             max_new_tokens=self.config.max_completion_length,
             generator=self.generator("summary"),
         )
-        return self.encoder.read_embedding(self.encoder.hidden_states(rollouts.batch, model), rollouts.batch)
+        batch = separate(self.encoder, rollouts).batch
+        return self.encoder.read_embedding(self.encoder.hidden_states(batch, model), batch)
 
 
 def candidate_mask(positives: Sequence[Sequence[str]], dids: Sequence[str]) -> torch.Tensor:

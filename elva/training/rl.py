@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import TrainerCallback
 
-from elva.losses import ELVALoss, GRPOLoss, group_advantage
-from elva.ops import LinearLogprob
+from elva.losses import GRPOLoss
 from elva.training.config import RLConfig
 from elva.training.contrastive import candidate_mask
+from elva.training.credit import Assessor, Credit, Relations
 from elva.training.examples import Item, RetrievalExample, TrainingData, draw_batch
-from elva.training.objective import Ranking, credit_items, pathwise_loss, rank_candidates
-from elva.training.rollouts import Rollouts, sample, token_logps
+from elva.training.fast_step import FastStep
+from elva.training.plain_step import PlainStep
+from elva.training.rollouts import Rollouts
 from elva.training.trainer import StageTrainer
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from elva.models.encoder import MultimodalEncoder
-
-
-@dataclass
-class Side:
-    """Queries or candidates of a micro-batch: embeddings [n, G, D] and, where summaries were sampled, their tokens."""
-
-    embeddings: torch.Tensor
-    rollouts: Rollouts | None = None
-    tokens: LinearLogprob | None = None
-
-
-@dataclass
-class Relations:
-    """Who is whose candidate: ``positive [Q]`` indices, ``negatives`` and ``owned [Q, C]`` bool."""
-
-    positive: torch.Tensor
-    negatives: torch.Tensor
-    owned: torch.Tensor
 
 
 class RLTrainer(StageTrainer):
@@ -68,27 +52,29 @@ class RLTrainer(StageTrainer):
             if config.rl.gradient == "pathwise"
             else None,
         )
-        self.surrogate_loss = ELVALoss(
-            alpha=config.reward.alpha,
-            epsilon=config.reward.epsilon,
-            delta=config.reward.delta,
-            temperature=config.surrogate.temperature,
-            margin_temperature=config.surrogate.margin_temperature,
-            tier_weight=config.surrogate.tier_weight,
-        )
+        self.assessor = Assessor(config)
+        self.step: FastStep | PlainStep = (FastStep if config.rl.step == "fast" else PlainStep)(self)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.add_callback(OptimizerClock(self))
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        self.seconds.clear()
+        vision = self.encoder.vision_seconds
+        start = time.perf_counter()
+        loss = super().training_step(*arguments, **options)
+        # What runs outside of the phases is the last backward.
+        self.seconds["policy"] += time.perf_counter() - start - sum(self.seconds.values())
+        self.seconds["vision"] = self.encoder.vision_seconds - vision
+        self.seconds["generate"] -= self.seconds["vision"]
+        self.record(**{f"seconds__{name}": seconds for name, seconds in self.seconds.items()})
+        return loss
 
     def loss(self, examples: list[RetrievalExample], model: torch.nn.Module) -> torch.Tensor:
         items, dids, relations = self._gather(examples)
-        queries = self._sampled_side(items, model, "queries")
-        candidates = self._candidate_side(dids, model)
-        with self._phase("reward"):
-            ranking, advantages, candidate_advantages = self._advantages(queries, candidates, relations)
-        loss = self._policy_term(queries, advantages, model)
-        if candidates.rollouts is not None and candidate_advantages is not None:
-            loss = loss + self._policy_term(candidates, candidate_advantages, model)
-        loss = loss + self._embedding_term(queries, candidates, relations)
-        self._record_ranking(ranking, queries, candidates)
-        return loss
+        queries = self.step.roll_out(items, "queries", candidates=False)
+        pool = [self.data.candidate_item(did) for did in dids]
+        candidates = self.step.roll_out(pool, "candidates", candidates=True)
+        return self.step.loss(queries, candidates, relations, model)
 
     def _gather(self, examples: list[RetrievalExample]) -> tuple[list[Item], list[str], Relations]:
         batch = draw_batch(self.data, examples, self.draw)
@@ -104,128 +90,61 @@ class RLTrainer(StageTrainer):
         positive = torch.tensor([place[did] for did in batch.positives], device=device)
         return batch.items, dids, Relations(positive, negatives.to(device), owned.to(device))
 
-    def _sampled_side(self, items: list[Item], model: torch.nn.Module, name: str) -> Side:
-        rl = self.config.rl
-        with self._phase("generate"):
-            rollouts = sample(
-                self.encoder,
-                items,
-                rl.num_generations,
-                temperature=rl.temperature,
-                top_p=rl.top_p,
-                top_k=rl.top_k,
-                max_new_tokens=rl.max_completion_length,
-                generator=self.generator(name),
-            )
-        with self._phase("policy"):
-            hidden = self.encoder.hidden_states(rollouts.batch, model)
-            embeddings = self.encoder.read_embedding(hidden, rollouts.batch)
-            tokens = token_logps(self.encoder, rollouts, hidden, rl.temperature)
-        return Side(embeddings.unflatten(0, (len(items), rl.num_generations)), rollouts, tokens)
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of this optimiser step, over which HF Trainer averages; it knows them only while it trains."""
+        return getattr(self, "current_gradient_accumulation_steps", 1)
 
-    def _candidate_side(self, dids: list[str], model: torch.nn.Module) -> Side:
-        rl = self.config.rl
-        items = [self.data.candidate_item(did) for did in dids]
-        if rl.candidates == "generate":
-            return self._sampled_side(items, model, "candidates")
-        if rl.candidates == "shared":
-            with self._phase("generate"):
-                batch = sample(
-                    self.encoder, items, 1, do_sample=False, max_new_tokens=rl.max_completion_length
-                ).batch
-        else:
-            batch, _ = self.encoder.append(self.encoder.prepare(items), [[] for _ in items], ret=True)
-        # GRPO alone sends no gradient through a candidate without sampled tokens
-        with self._phase("policy"), torch.set_grad_enabled(rl.gradient != "score"):
-            embeddings = self.encoder.read_embedding(self.encoder.hidden_states(batch, model), batch)
-        return Side(embeddings.unsqueeze(1))
-
-    @torch.no_grad()
-    def _advantages(
-        self, queries: Side, candidates: Side, relations: Relations
-    ) -> tuple[Ranking, torch.Tensor, torch.Tensor | None]:
-        """Rewards, advantages of the queries' rollouts [Q, G], and of the candidates' [C, G] where they have any."""
-        arguments = (queries.embeddings, candidates.embeddings, relations.positive, relations.negatives)
-        scale = self.config.rl.scale_rewards
-        if self.config.rl.credit == "item":
-            ranking, shares = credit_items(*arguments, self.config.reward)
-            return (
-                ranking,
-                group_advantage(ranking.reward, scale_rewards=scale),
-                group_advantage(shares, scale_rewards=scale),
-            )
-        ranking = rank_candidates(*arguments, self.config.reward)
-        advantages = group_advantage(ranking.reward, scale_rewards=scale)
-        if candidates.rollouts is None:
-            return ranking, advantages, None
-        # one reward for all items of a rollout: a candidate of several queries takes the mean of theirs
-        share = relations.owned.to(advantages.dtype)
-        return ranking, advantages, share.T @ advantages / share.sum(0).clamp_min(1).unsqueeze(1)
-
-    def _policy_term(self, side: Side, advantages: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-        assert side.rollouts is not None and side.tokens is not None
-        mask = side.rollouts.token_mask
-        reference = self._reference_logps(side.rollouts, model) if self.config.rl.beta > 0 else None
-        loss = self.policy_loss(side.tokens.logprob, advantages.flatten(), mask, ref_logps=reference)
-        entropy = side.tokens.entropy.sum() / mask.sum().clamp(min=1)
-        self.record(entropy=float(entropy))
-        self.record(**{name: float(value) for name, value in self.policy_loss.metrics.items()})
-        return loss
-
-    @torch.no_grad()
-    def _reference_logps(self, rollouts: Rollouts, model: torch.nn.Module) -> torch.Tensor:
-        """The stage-2 model is the policy with its adapter off."""
+    @contextlib.contextmanager
+    def reference(self, model: torch.nn.Module) -> Iterator[None]:
+        """The stage-2 model: the policy with its adapter off."""
         policy = self.accelerator.unwrap_model(model)
         training = policy.training
-        with self._phase("reference"), policy.disable_adapter():
+        with policy.disable_adapter():
             policy.eval()
-            hidden = self.encoder.hidden_states(rollouts.batch)
-            logps = token_logps(self.encoder, rollouts, hidden, self.config.rl.temperature).logprob
+            yield
         policy.train(training)
-        return logps
 
-    def _embedding_term(self, queries: Side, candidates: Side, relations: Relations) -> torch.Tensor:
-        """∇R at [RET] (pathwise) or a smooth ranking and margin loss there (surrogate); 0 for `score`."""
-        rl = self.config.rl
-        if rl.gradient == "score":
-            return queries.embeddings.new_zeros(())
-        if rl.gradient == "pathwise":
-            reward = rank_candidates(
-                queries.embeddings,
-                candidates.embeddings,
-                relations.positive,
-                relations.negatives,
-                self.config.reward,
-            ).reward
-            return pathwise_loss(reward, rl.scale_rewards, rl.max_completion_length)
-        generations = queries.embeddings.shape[1]
-        negatives = candidates.embeddings.squeeze(1)
-        if candidates.embeddings.shape[1] > 1:
-            pool = candidates.embeddings.transpose(0, 1).unsqueeze(0)
-            negatives = pool.expand(len(queries.embeddings), -1, -1, -1)
-        positive = candidates.embeddings[relations.positive].expand(-1, generations, -1)
-        mask = relations.negatives.unsqueeze(1).expand(-1, generations, -1)
-        loss = self.surrogate_loss(queries.embeddings, positive, negatives, mask)
-        self.record(surrogate=float(loss.detach()))
-        return self.config.surrogate.weight * loss
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time inside to this micro-batch's ``seconds/name``."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
 
-    def _record_ranking(self, ranking: Ranking, queries: Side, candidates: Side) -> None:
-        assert queries.rollouts is not None
+    def record_credit(self, credit: Credit, queries: Rollouts, candidates: Rollouts) -> None:
+        ranking = credit.ranking
         spread = ranking.reward.std(1) if ranking.reward.shape[1] > 1 else torch.zeros(1)
-        encoded = queries.embeddings.shape[:2].numel() + candidates.embeddings.shape[:2].numel()
         self.record(
             reward=float(ranking.reward.mean()),
             reward_std=float(spread.mean()),
             frac_reward_zero_std=float((spread == 0).float().mean()),
             rank=float(ranking.rank.float().mean()),
+            hit_rate=float((ranking.rank == 1).float().mean()),
             mean_cosine=float(ranking.similarities.mean()),
-            completions__mean_length=queries.rollouts.mean_length,
-            queries=len(queries.embeddings),
-            encoded_items=encoded,
+            completions__mean_length=queries.mean_length,
+            queries=queries.embeddings.shape[0],
+            encoded_items=len(queries.completions) + len(candidates.completions),
         )
 
-    @contextlib.contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.record(**{f"seconds__{name}": time.perf_counter() - start})
+    def record_policy(self, entropy: torch.Tensor) -> None:
+        metrics = {"entropy": entropy, **self.policy_loss.metrics}
+        self.record(**{name: float(value) for name, value in metrics.items()})
+
+    def record_embedding_loss(self, loss: torch.Tensor) -> None:
+        if self.config.rl.gradient == "surrogate":
+            self.record(surrogate=float(loss.detach()))
+
+
+class OptimizerClock(TrainerCallback):
+    """Records ``seconds/optimiser``."""
+
+    def __init__(self, trainer: RLTrainer) -> None:
+        self.trainer = trainer
+        self.start = 0.0
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.record(seconds__optimiser=time.perf_counter() - self.start)

@@ -1,8 +1,8 @@
-"""Sampled summaries behind their prompts, ready for a forward pass with gradient."""
+"""Summaries sampled by the current model, and their log-probabilities under a model with gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,32 +15,61 @@ from elva.training.examples import Item
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
 
+PADDING = 1.25
+"""Prompts are sampled together while the longest is at most so many times the shortest."""
+
 
 @dataclass
 class Rollouts:
     """`n` prompts with G summaries each, item-major: row i·G + g is rollout g of item i.
 
-    ``batch`` is prompt + summary + [RET], left-padded; the sampled tokens are the last ``width`` positions
-    at most. ``token_mask [n·G, width]`` is True on tokens that were sampled: a [RET] appended because the
-    summary was cut at its maximum length was not, and earns no policy gradient.
+    ``prompts``: the prompts once each, left-padded. ``completions``: ids ending in [RET]; ``sampled_ret``: whether that
+    one was sampled (one appended because the summary was cut was not, and earns no policy gradient).
+    ``embeddings [n, G, H]``: the states at [RET] while sampling, normalised, without gradient.
     """
 
-    batch: dict[str, Any]
-    token_mask: torch.Tensor
+    prompts: dict[str, Any]
     completions: list[list[int]]
+    sampled_ret: list[bool]
     num_generations: int
-
-    @property
-    def width(self) -> int:
-        return self.token_mask.shape[1]
+    embeddings: torch.Tensor
 
     @property
     def mean_length(self) -> float:
         return sum(map(len, self.completions)) / max(len(self.completions), 1)
 
+    def lengths(self) -> torch.Tensor:
+        """[n, G] float32: tokens of each completion, [RET] included, on the embeddings' device."""
+        counts = torch.tensor([float(len(row)) for row in self.completions], device=self.embeddings.device)
+        return counts.unflatten(0, (-1, self.num_generations))
+
+
+@dataclass
+class Sequences:
+    """Rollouts as separate sequences: prompt + summary + [RET], left-padded.
+
+    ``token_mask [n·G, width]`` is True on sampled tokens, the last ``width`` positions at most.
+    """
+
+    batch: dict[str, Any]
+    token_mask: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        return self.token_mask.shape[1]
+
     def completion_ids(self) -> torch.Tensor:
         """[n·G, width] token ids, right-aligned as in ``batch``."""
         return self.batch["input_ids"][:, -self.width :]
+
+
+def separate(encoder: MultimodalEncoder, rollouts: Rollouts) -> Sequences:
+    """Every rollout behind a copy of its prompt."""
+    prompts = encoder.repeat(rollouts.prompts, rollouts.num_generations)
+    batch, mask = encoder.append(prompts, rollouts.completions, ret=True)
+    token_mask = mask[:, -max(map(len, rollouts.completions)) :].clone()
+    token_mask[:, -1] &= torch.tensor(rollouts.sampled_ret, device=token_mask.device)
+    return Sequences(batch, token_mask)
 
 
 def sample(
@@ -54,43 +83,67 @@ def sample(
     top_k: int = 0,
     max_new_tokens: int = 64,
     generator: torch.Generator | None = None,
+    shared: bool = True,
 ) -> Rollouts:
-    """Sample G summaries of every item with the current model, without gradient."""
+    """Sample G summaries of every item with the current model, without gradient; alike lengths together.
+
+    ``shared``: each prompt is run once and its cache branched; False runs every copy of it, as ``generate`` with
+    ``num_return_sequences`` does.
+    """
     training = encoder.model.training
     encoder.model.eval()
+    count = len(items)
+    completions: list[list[int]] = [[] for _ in range(count * num_generations)]
+    sampled_ret = [False] * len(completions)
+    embeddings = torch.empty(count, num_generations, encoder.hidden_size, device=encoder.device)
     try:
         with torch.no_grad():
-            prompts = encoder.prepare(list(items))
-            completions, sampled_ret = encoder.generate_summaries(
-                prompts,
-                num_generations=num_generations,
-                do_sample=do_sample,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                max_new_tokens=max_new_tokens,
-                generator=generator,
-            )
+            prompts = encoder.prepare(list(items), image_features=shared)
+            for rows in _alike(prompts["attention_mask"].sum(1).tolist()):
+                batch = encoder.select(prompts, rows)
+                written = encoder.generate_summaries(
+                    batch if shared else encoder.repeat(batch, num_generations),
+                    num_generations=num_generations if shared else 1,
+                    do_sample=do_sample,
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    max_new_tokens=max_new_tokens,
+                    generator=generator,
+                )
+                places = [row * num_generations + g for row in rows for g in range(num_generations)]
+                for place, ids, flag in zip(places, written.summaries, written.sampled_ret, strict=True):
+                    completions[place], sampled_ret[place] = ids, flag
+                found = written.embeddings(encoder.config.read)
+                embeddings[rows] = found.unflatten(0, (len(rows), num_generations))
     finally:
         encoder.model.train(training)
-    batch, mask = encoder.append(encoder.repeat(prompts, num_generations), completions, ret=True)
-    width = max(map(len, completions))
-    token_mask = mask[:, -width:].clone()
-    token_mask[:, -1] &= torch.tensor(sampled_ret, device=token_mask.device)
-    return Rollouts(batch, token_mask, completions, num_generations)
+    return Rollouts(prompts, completions, sampled_ret, num_generations, embeddings)
+
+
+def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Row numbers in groups of similar length, longest first."""
+    group: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if group and lengths[group[0]] > PADDING * lengths[row]:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
 def token_logps(
-    encoder: MultimodalEncoder, rollouts: Rollouts, hidden: torch.Tensor, temperature: float = 1.0
+    encoder: MultimodalEncoder, sequences: Sequences, hidden: torch.Tensor, temperature: float = 1.0
 ) -> LinearLogprob:
     """[n·G, width] log-probability and entropy (fp32) of each sampled token, from the state before it; else 0."""
     head = encoder.head()
     return completion_logprob(
         # behind autocast a wrapped model's states are float32, whatever the head is
-        hidden[:, -rollouts.width - 1 : -1].to(head.weight.dtype),
+        hidden[:, -sequences.width - 1 : -1].to(head.weight.dtype),
         head.weight,
-        rollouts.completion_ids(),
-        rollouts.token_mask,
+        sequences.completion_ids(),
+        sequences.token_mask,
         temperature=temperature,
         trainable_rows=head.trainable_rows,
         row_values=head.row_values,

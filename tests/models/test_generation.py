@@ -102,7 +102,9 @@ def test_states_at_ret_are_those_of_a_whole_forward(tiny_encoder, mixed_inputs):
     stop = dataclasses.replace(special, stop=tuple(range(0, len(tiny_encoder.tokenizer), 6)))
     sampling, generator = Sampling(True, temperature=3.0), torch.Generator().manual_seed(0)
     written = generate(base.model, base.lm_head, prompts, 2, stop, sampling, 6, 3, generator)
-    assert len({len(summary) for summary in written.summaries}) > 2, "the test needs rows of different lengths"
+    assert len({len(summary) for summary in written.summaries}) > 2, (
+        "the test needs rows of different lengths"
+    )
     full, _ = tiny_encoder.append(tiny_encoder.repeat(prompts, 3), written.summaries, ret=True)
     with torch.no_grad():
         hidden = tiny_encoder.hidden_states(full)

@@ -15,13 +15,13 @@ from elva.training.rl import RLTrainer
 COMBINATIONS = list(itertools.product(("generate", "shared", "direct"), ("score", "pathwise", "surrogate")))
 
 
-def make_trainer(root, model, tmp_path, queries=4, **settings):
+def make_trainer(root, model, tmp_path, queries=4, dropout=0.1, **settings):
     data = TrainingData(root, tasks=[0])
     values = {
         "model": str(model),
         "data": str(root),
         "output": str(tmp_path),
-        "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+        "lora": {"r": 4, "alpha": 8, "dropout": dropout},
     }
     rl = {"num_generations": 3, "max_completion_length": 5, **settings}
     config = build(RLConfig, {**values, "rl": rl})
@@ -118,7 +118,8 @@ def test_logged_figures(mini_scenes, untrained_model, tmp_path):
     trainer, examples = make_trainer(
         mini_scenes, untrained_model, tmp_path, candidates="direct", random_negatives="batch"
     )
-    trainer.loss(examples, trainer.model)
+    trainer.create_optimizer()
+    trainer.training_step(trainer.model, {"examples": examples})
     logs = {"loss": 0.0}
     trainer.log(logs)
     candidates = len({did for example in examples for did in example.negatives}) + len(examples)
@@ -134,5 +135,5 @@ def test_logged_figures(mini_scenes, untrained_model, tmp_path):
         "mean_cosine",
     ):
         assert name in logs
-    for phase in ("generate", "policy", "reference", "reward"):
+    for phase in ("generate", "vision", "policy", "reference", "reward"):
         assert logs[f"seconds/{phase}"] > 0

@@ -241,11 +241,11 @@ class MultimodalEncoder:
         return model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
 
     def pack(self, prompts: Batch, completions: Sequence[Sequence[int]], num_generations: int) -> PackedBatch:
-        """Prompts of n items and ``num_generations`` completions of each (item-major, none empty), without padding."""
+        """Prompts of n items, ``num_generations`` completions of each (item-major, none empty), without padding."""
         return pack(prompts, completions, num_generations, self._merge_size)
 
     def packed_states(self, packed: PackedBatch, model: nn.Module | None = None) -> Tensor:
-        """Last hidden state [T, H] of every token of ``packed``, with gradient: ``hidden_states`` for packed batches."""
+        """Last hidden state [T, H] of every token, with gradient: ``hidden_states`` for packed batches."""
         shared_prefix.enable(self.base_model)
         inputs = {
             **batches.model_inputs(packed.batch, self.hidden_size),

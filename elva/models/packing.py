@@ -17,8 +17,8 @@ class PackedBatch:
     """``batch``: ``input_ids`` and ``mm_token_type_ids`` [1, T], and pictures as in `elva.models.batches`.
 
     ``positions [3, 1, T]``: M-RoPE; a completion goes on where its prompt ends. ``ends [n·G]``: where each completion's
-    last token stands. ``before [K]``: where the state stands that predicts each of the K completion tokens, completion by
-    completion.
+    last token stands. ``before [K]``: where the state stands that predicts each of the K completion tokens, one
+    completion behind the other.
     """
 
     batch: Batch

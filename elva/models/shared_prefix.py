@@ -1,4 +1,4 @@
-"""Shared-prefix attention inside transformers' models: a packed forward says its layout, every other call is untouched."""
+"""Shared-prefix attention inside transformers' models: a packed forward says its layout, other calls are untouched."""
 
 from __future__ import annotations
 
@@ -59,9 +59,11 @@ def _register(inner: str) -> None:
             raise ValueError(
                 "attention_dropout: shared-prefix attention has none; set it to 0 or use rl.step=plain"
             )
-        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
         backend = "sdpa" if inner == "eager" else inner
-        out = shared_prefix_attention(*rows, layout, scale=options["scaling"], backend=backend)
+        out = shared_prefix_attention(
+            queries, keys, values, layout, scale=options["scaling"], backend=backend
+        )
         return out[None], None
 
     def mask(*arguments: Any, **options: Any) -> Any:

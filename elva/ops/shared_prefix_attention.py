@@ -2,8 +2,9 @@
 
 A packed sequence holds the prompts of all items, then their completions, item by item. A prompt's token sees the
 prompt's earlier tokens; a completion's token sees its item's whole prompt and its completion's earlier tokens. That is
-three pieces without any mask over the whole sequence: prompts causal, completions × prompt as one rectangle, completions
-causal. The last two are merged by their log-sum-exps; each piece's backward takes the merged output and log-sum-exp.
+three pieces without any mask over the whole sequence: prompts causal, completions × prompt as one rectangle,
+completions causal. The last two are merged by their log-sum-exps; each piece's backward takes the merged output and
+log-sum-exp.
 """
 
 from __future__ import annotations
@@ -158,11 +159,9 @@ def _forward(
         _kernel(backend, query),
         sum(prompts),
     )
-    before = [x[:split] for x in (query, key, value)]
-    after = [x[split:] for x in (query, key, value)]
-    first, first_sums = kernel.forward(*before, pieces.prompts)
-    far, far_sums = kernel.forward(after[0], *before[1:], pieces.rectangle)
-    near, near_sums = kernel.forward(*after, pieces.completions)
+    first, first_sums = kernel.forward(query[:split], key[:split], value[:split], pieces.prompts)
+    far, far_sums = kernel.forward(query[split:], key[:split], value[:split], pieces.rectangle)
+    near, near_sums = kernel.forward(query[split:], key[split:], value[split:], pieces.completions)
     sums = torch.logaddexp(far_sums, near_sums)
     merged = far * (far_sums - sums).exp().unsqueeze(-1) + near * (near_sums - sums).exp().unsqueeze(-1)
     return torch.cat([first, merged.to(first.dtype)]), torch.cat([first_sums, sums])
@@ -187,21 +186,20 @@ def _backward(
         sum(prompts),
     )
     grad_out = grad_out.contiguous()
-    before, after = (
-        [x[part] for x in (grad_out, query, key, value, out, logsumexp)] for part in _halves(split)
-    )
-    first = kernel.backward(*before, pieces.prompts)
-    far = kernel.backward(*after[:2], *before[2:4], *after[4:], pieces.rectangle)
-    near = kernel.backward(*after, pieces.completions)
+    before, after = slice(None, split), slice(split, None)
+
+    def piece(queries: slice, keys: slice, of: Piece) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (grad_out[queries], query[queries], key[keys], value[keys], out[queries], logsumexp[queries])
+        return kernel.backward(*inputs, of)
+
+    first = piece(before, before, pieces.prompts)
+    far = piece(after, before, pieces.rectangle)
+    near = piece(after, after, pieces.completions)
     return (
         torch.cat([first[0], far[0] + near[0]]),
         torch.cat([first[1] + far[1], near[1]]),
         torch.cat([first[2] + far[2], near[2]]),
     )
-
-
-def _halves(split: int) -> tuple[slice, slice]:
-    return slice(None, split), slice(split, None)
 
 
 def _kernel(backend: str, query: Tensor) -> Backend:

@@ -1,8 +1,9 @@
 """Attention of packed sequences, piece by piece, by kernels that others keep: output and log-sum-exp, and the backward.
 
-A piece is many independent segments: segment i holds ``query_lengths[i]`` queries and ``key_lengths[i]`` keys, one behind
-the other in ``query [Tq, H, D]`` and ``key, value [Tk, Hkv, D]`` (H a multiple of Hkv). Pieces over the same queries add
-up: merge their outputs by their log-sum-exps, and give the merged output and log-sum-exp to each piece's backward.
+A piece is many independent segments: segment i holds ``query_lengths[i]`` queries and ``key_lengths[i]`` keys, one
+behind the other in ``query [Tq, H, D]`` and ``key, value [Tk, Hkv, D]`` (H a multiple of Hkv). Pieces over the same
+queries add up: merge their outputs by their log-sum-exps, and give the merged output and log-sum-exp to each piece's
+backward.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
             scale=piece.scale,
         )
         shared = (x[0].unflatten(1, (key.shape[1], -1)).sum(2) for x in found[1:])
-        return found[0][0], *shared  # type: ignore[return-value]
+        return found[0][0], *shared
 
     return Backend(forward, backward)
 

@@ -75,7 +75,7 @@ class SurrogateSettings:
 class RolloutSettings:
     """Stage 3. Names and defaults of clip, KL and sampling are TRL's; G = 8 and β = 0.2 are the paper's.
 
-    `length_penalty`: taken off the reward of a summary of `max_completion_length` tokens, of shorter ones in proportion.
+    `length_penalty`: taken off the reward of a summary of `max_completion_length` tokens, less off shorter ones.
     `step`: `plain` runs every rollout as a sequence of its own (slow; what `fast` is tested against).
     `micro_batch_tokens`: tokens that `step: fast` runs together; memory grows with it.
     """

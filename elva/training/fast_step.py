@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Share:
-    """What one side of the step still owes: ``advantages [n, G]`` of its tokens, ``pull [n, G, D]`` on its embeddings."""
+    """What one side still owes: ``advantages [n, G]`` of its tokens, ``pull [n, G, D]`` on its embeddings."""
 
     rollouts: Rollouts
     advantages: torch.Tensor | None
@@ -88,7 +88,7 @@ class FastStep:
             with trainer.accelerator.no_sync(model):
                 value, surrogate = self._run(piece, model)
                 with trainer.phase("policy"):
-                    trainer.accelerator.backward(surrogate / trainer.accumulation_steps)
+                    trainer.accelerator.backward(surrogate / trainer.current_gradient_accumulation_steps)
             total = total + value
         value, surrogate = self._run(pieces[-1], model)
         return surrogate + (total + value - surrogate).detach()

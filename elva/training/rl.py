@@ -90,11 +90,6 @@ class RLTrainer(StageTrainer):
         positive = torch.tensor([place[did] for did in batch.positives], device=device)
         return batch.items, dids, Relations(positive, negatives.to(device), owned.to(device))
 
-    @property
-    def accumulation_steps(self) -> int:
-        """Micro-batches of this optimiser step, over which HF Trainer averages; it knows them only while it trains."""
-        return getattr(self, "current_gradient_accumulation_steps", 1)
-
     @contextlib.contextmanager
     def reference(self, model: torch.nn.Module) -> Iterator[None]:
         """The stage-2 model: the policy with its adapter off."""

@@ -90,6 +90,7 @@ class StageTrainer(Trainer):
             data_collator=collate,
             callbacks=callbacks,
         )
+        self.current_gradient_accumulation_steps = 1  # Trainer sets it while it trains
         # compute_loss returns a plain mean over the micro-batch
         self.loss_is_scaled_for_ga = False
         if any(type(callback) is ProgressCallback for callback in self.callback_handler.callbacks):

@@ -22,7 +22,7 @@ def forward(
     temperature: float,
     with_expected: bool,
     trainable_rows: Tensor | None = None,
-    row_logits: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logprob, entropy, logsumexp [T] and expected [T,H] (empty unless asked for); arguments as the operator's."""
     count, dim = hidden.shape
@@ -30,10 +30,9 @@ def forward(
     total, weighted, target, fade = (hidden.new_zeros(count, dtype=torch.float32) for _ in range(4))
     expected = hidden.new_zeros((count if with_expected else 0, dim), dtype=torch.float32)
     targets = targets.contiguous()
-    # Without such rows the kernel reads neither pointer.
-    given = 0 if trainable_rows is None else trainable_rows.shape[0]
-    given_rows = targets if trainable_rows is None else trainable_rows.contiguous()
-    given_logits = highest if row_logits is None else row_logits.contiguous()
+    if trainable_rows is None or row_values is None:
+        trainable_rows, row_values = targets[:0], weight[:0]
+    given_rows, given_logits = trainable_rows.contiguous(), _product(hidden, row_values.T)
     tile = max(256, TILE_ELEMENTS // max(count, 1) // 256 * 256)
     for first in range(0, weight.shape[0] if count else 0, tile):
         head = weight[first : first + tile]
@@ -54,7 +53,7 @@ def forward(
                 fade,
                 first,
                 head.shape[0],
-                given,
+                given_rows.shape[0],
                 1 / temperature,
                 BLOCK=BLOCK,
             )
@@ -62,7 +61,8 @@ def forward(
             expected = torch.addcmul(_product(p, head), expected, fade[:, None])
     logsumexp = highest + total.log()
     if with_expected:
-        expected = expected / total[:, None]
+        p = (given_logits / temperature - logsumexp[:, None]).exp()
+        expected = expected / total[:, None] + p @ row_values.float()
     return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
 
 

@@ -39,8 +39,7 @@ _TIERS = {"rank_ptr": "*i64", "tier_ptr": "*i64", "mask_ptr": "*u8", "ceiling": 
 
 VARIANTS: dict[str, Variant] = {
     "advance_kernel": Variant(
-        {"targets_ptr": "*i64", "given_rows_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"},
-        {"BLOCK": 1024},
+        {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
     ),
     "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
     "inverse_norms_kernel": Variant(
@@ -50,6 +49,7 @@ VARIANTS: dict[str, Variant] = {
     "similarities_kernel": Variant(
         {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_C": 16, "BLOCK_D": 256}
     ),
+    "replace_kernel": Variant({"rows_ptr": "*i64", "matrix_ptr": HALF}),
     "rewards_kernel": _REWARD,
     "weights_kernel": _REWARD,
     "merge_kernel": Variant(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elva.kernels.linear_logprob import advance_kernel
+from elva.kernels.linear_logprob import advance_kernel, replace_kernel
 
 TILE_ELEMENTS = 1 << 23
 """Logits in one tile (32 MB): what lies between the two products is read again from the second-level cache."""
@@ -37,6 +37,7 @@ def forward(
     for first in range(0, weight.shape[0] if count else 0, tile):
         head = weight[first : first + tile]
         logits = _product(hidden, head.T)
+        _replace(logits, given_rows, given_logits, first)
         # The second product takes half precision where the head has it, as flash attention's does.
         p = logits if head.dtype == torch.float32 else torch.empty_like(logits, dtype=head.dtype)
         with torch.cuda.device_of(hidden):
@@ -44,8 +45,6 @@ def forward(
                 logits,
                 p,
                 targets,
-                given_rows,
-                given_logits,
                 highest,
                 total,
                 weighted,
@@ -53,17 +52,24 @@ def forward(
                 fade,
                 first,
                 head.shape[0],
-                given_rows.shape[0],
                 1 / temperature,
                 BLOCK=BLOCK,
             )
         if with_expected:
+            _replace(p, given_rows, torch.zeros_like(given_logits), first)
             expected = torch.addcmul(_product(p, head), expected, fade[:, None])
     logsumexp = highest + total.log()
     if with_expected:
         p = (given_logits / temperature - logsumexp[:, None]).exp()
         expected = expected / total[:, None] + p @ row_values.float()
     return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
+
+
+def _replace(tile: Tensor, rows: Tensor, values: Tensor, first: int) -> None:
+    """Columns of a tile that begins at row `first` of the head take values [T, R]; rows outside of it do nothing."""
+    if values.numel():
+        with torch.cuda.device_of(tile):
+            replace_kernel[tuple(values.shape)](tile, rows, values, first, tile.shape[1], values.shape[1])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

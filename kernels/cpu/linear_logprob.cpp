@@ -3,7 +3,7 @@
 // The vocabulary comes in tiles. Their logits exist in one buffer, in which one pass turns them into unnormalised
 // probabilities under the running maximum; the product of those with the same rows of the head, summed over the
 // tiles, is all that the gradient of a frozen head needs (flash attention with keys = values = head). Rows of the head
-// that train come apart, and are left out of both products.
+// that train come apart: their logits overwrite the tile's, and the second product leaves them out.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

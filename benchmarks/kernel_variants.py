@@ -61,6 +61,7 @@ VARIANTS: dict[str, Variant] = {
     "similarities_kernel": Variant(
         {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_C": 16, "BLOCK_D": 256}
     ),
+    "replace_kernel": Variant({"rows_ptr": "*i64", "matrix_ptr": HALF}),
     "rewards_kernel": _REWARD,
     "weights_kernel": _REWARD,
     "merge_kernel": Variant(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Work
+from elva.losses.grpo import completion_logprob
 from elva.ops import linear_logprob
 
 DEVICES = [
@@ -94,3 +95,45 @@ def test_linear_logprob(
     work = Work(bytes=4 * (vocabulary * dim + 2 * tokens * dim), flops=4 * tokens * vocabulary * dim)
     run = lambda: step(function, hidden, weight, targets)  # noqa: E731
     timed("linear_logprob", size, contender, device, work, run, rounds=1 if large else 3)
+
+
+def row_copied(
+    hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, row: Tensor, value: Tensor
+) -> Tensor:
+    """As PEFT's trainable tokens do: a copy of the head with the trained row, and all logits of all places."""
+    logits = hidden @ weight.index_copy(0, row, value).T
+    return (logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)) * mask
+
+
+def row_apart(
+    hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, row: Tensor, value: Tensor
+) -> Tensor:
+    return completion_logprob(hidden, weight, ids, mask, trainable_rows=row, row_values=value).logprob
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("contender", ["elva", "row copied into the head"])
+def test_completions_with_a_trained_row(timed: Callable[..., Any], contender: str, device: str) -> None:
+    """The policy's log-probabilities in stage 3: completions of different lengths, `[RET]` trained."""
+    completions, width, dim, vocabulary = 64, 16, 512, 32_000
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(completions, width, dim, generator=generator).to(device).requires_grad_()
+    weight = (torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(device)
+    ids = torch.randint(0, vocabulary, (completions, width), generator=generator).to(device)
+    lengths = torch.randint(width // 4, width + 1, (completions, 1), generator=generator)
+    mask = (torch.arange(width) >= width - lengths).to(device)
+    row = torch.tensor([vocabulary - 5], device=device)
+    ids[::7] = row
+    value = torch.randn(1, dim, generator=generator).to(device).requires_grad_()
+
+    def step(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        logprob = function(hidden, weight, ids, mask, row, value)
+        return logprob.detach(), *torch.autograd.grad(logprob.sum(), (hidden, value))
+
+    function = row_apart if contender == "elva" else row_copied
+    for found, expected in zip(step(function), step(row_copied), strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+    tokens = int(mask.sum())
+    work = Work(bytes=4 * (vocabulary * dim + 2 * tokens * dim), flops=4 * tokens * vocabulary * dim)
+    size = "completions, 64 x 4 to 16 x 512 x 32k, a trained row"
+    timed("linear_logprob", size, contender, device, work, lambda: step(function), rounds=5)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elva.losses.rewards import SCALES, group_advantage
-from elva.ops.linear_logprob import linear_logprob
+from elva.ops.linear_logprob import LinearLogprob, linear_logprob
 
 
 class GRPOLoss(nn.Module):
@@ -125,36 +125,31 @@ class GRPOLoss(nn.Module):
         *,
         temperature: float = 1.0,
         trainable_rows: Tensor | None = None,
+        row_values: Tensor | None = None,
     ) -> Tensor:
         """:meth:`forward` from the states before the tokens: the ``R x T x V`` logits are never held.
 
-        Only the tokens of ``mask`` are scored. ``metrics`` gain ``entropy``, the mean over them, in nats.
+        ``metrics`` gain ``entropy``, the mean over the tokens of ``mask``, in nats.
 
         Args:
-            hidden: ``[R, T, H]``, the state before each sampled token.
-            weight: ``[V, H]``, the language model's head, in hidden's dtype.
-            completion_ids: ``[R, T]`` int64.
-            rewards_or_advantages, mask, old_logps, ref_logps: as in :meth:`forward`.
-            temperature, trainable_rows: see :func:`elva.ops.linear_logprob`.
+            hidden, weight, completion_ids, mask: as in :func:`completion_logprob`.
+            rewards_or_advantages, old_logps, ref_logps: as in :meth:`forward`.
+            temperature, trainable_rows, row_values: see :func:`elva.ops.linear_logprob`.
 
         Raises:
             ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
         """
-        for name, tensor in (("completion_ids", completion_ids), ("mask", mask)):
-            if tensor.shape != hidden.shape[:-1]:
-                raise ValueError(
-                    f"{name} must have shape {list(hidden.shape[:-1])}, as hidden has [R, T, H], "
-                    f"got {list(tensor.shape)}"
-                )
-        if completion_ids.dtype != torch.int64:
-            raise TypeError(f"completion_ids must be int64, got {completion_ids.dtype}")
-        used = mask.bool()
-        tokens = linear_logprob(
-            hidden[used], weight, completion_ids[used], temperature=temperature, trainable_rows=trainable_rows
+        tokens = completion_logprob(
+            hidden,
+            weight,
+            completion_ids,
+            mask,
+            temperature=temperature,
+            trainable_rows=trainable_rows,
+            row_values=row_values,
         )
-        logps = tokens.logprob.new_zeros(used.shape).masked_scatter(used, tokens.logprob)
-        loss = self(logps, rewards_or_advantages, mask, old_logps, ref_logps)
-        self.metrics["entropy"] = tokens.entropy.sum() / max(tokens.entropy.numel(), 1)
+        loss = self(tokens.logprob, rewards_or_advantages, mask, old_logps, ref_logps)
+        self.metrics["entropy"] = tokens.entropy.sum() / mask.sum().clamp(min=1)
         return loss
 
     def _advantages(self, rewards_or_advantages: Tensor, completions: int) -> Tensor:
@@ -193,3 +188,48 @@ class GRPOLoss(nn.Module):
             f"beta={self.beta}, epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, "
             f"scale_rewards={self.scale_rewards!r}, max_completion_length={self.max_completion_length}"
         )
+
+
+def completion_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    completion_ids: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    trainable_rows: Tensor | None = None,
+    row_values: Tensor | None = None,
+) -> LinearLogprob:
+    """Log-probability and entropy ``[R, T]`` of the tokens of completions, 0 outside of ``mask``.
+
+    Only the tokens of ``mask`` are scored, and the ``R x T x V`` logits are never held.
+
+    Args:
+        hidden: ``[R, T, H]``, the state before each token. Where ``mask`` is False it may hold anything.
+        weight: ``[V, H]``, the language model's head, in hidden's dtype.
+        completion_ids: ``[R, T]`` int64.
+        mask: ``[R, T]`` bool (or 0/1), True = a token to score.
+        temperature, trainable_rows, row_values: see :func:`elva.ops.linear_logprob`.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+    """
+    for name, tensor in (("completion_ids", completion_ids), ("mask", mask)):
+        if tensor.shape != hidden.shape[:-1]:
+            raise ValueError(
+                f"{name} must have shape {list(hidden.shape[:-1])}, as hidden has [R, T, H], "
+                f"got {list(tensor.shape)}"
+            )
+    if completion_ids.dtype != torch.int64:
+        raise TypeError(f"completion_ids must be int64, got {completion_ids.dtype}")
+    used = mask.bool()
+    tokens = linear_logprob(
+        hidden[used],
+        weight,
+        completion_ids[used],
+        temperature=temperature,
+        trainable_rows=trainable_rows,
+        row_values=row_values,
+    )
+    spread = (value.new_zeros(used.shape).masked_scatter(used, value) for value in tokens)
+    return LinearLogprob(*spread)

@@ -18,6 +18,7 @@ from elva.models.attention import resolve_attention
 from elva.models.batches import Batch
 from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice, read_config
 from elva.models.generation import Sampling, SpecialIds, evaluation_mode, generate
+from elva.models.head import Head, head_of
 from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import RET_TOKEN, get_prompt
 from elva.models.vision import FrozenVision
@@ -231,6 +232,10 @@ class MultimodalEncoder:
         if not bool((batch["input_ids"][:, -1] == self.ret_id).all()):
             raise ValueError("batch: a row does not end in [RET]; build it with append(…, ret=True)")
         return F.normalize(hidden[:, -1 if read == "at" else -2].float(), dim=-1)
+
+    def head(self) -> Head:
+        """The language model's head, with the rows that an adapter trains: what `linear_logprob` takes."""
+        return head_of(self.base_model)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., H]: the language model's head."""

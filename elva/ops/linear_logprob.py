@@ -5,6 +5,9 @@
 The gradient in the hidden states is ``(W[target] − Σ_v p[v] W[v]) / τ``. Its second term is summed in the same sweep
 over the vocabulary as the log-sum-exp, as flash attention sums its values, so that behind a frozen head (LoRA) the
 backward is a scaling: 4TVH operations in all. A trained head costs one sweep more.
+
+A few trainable rows of an otherwise frozen head may be held apart, as a [R, H] tensor in their place: they are scored
+beside the sweep, which takes their logits as given and leaves them out of its second term.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from elva.ops import library
 from elva.ops.linear_logprob_check import check_arguments
@@ -38,6 +42,7 @@ def linear_logprob(
     *,
     temperature: float = 1.0,
     trainable_rows: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> LinearLogprob:
     """Log-probability of every target, and the entropy of its distribution (module docstring).
 
@@ -48,6 +53,8 @@ def linear_logprob(
         temperature: τ > 0.
         trainable_rows: [R] distinct rows of weight, int64: its gradient is then a sparse tensor of these rows alone
             (`[RET]` in a tied head); None: all rows.
+        row_values: [R, H] in hidden's dtype, stand in the place of weight's rows `trainable_rows`, which keep no
+            influence: weight gets no gradient then, row_values a dense one. None: weight's own.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or range; the message names it.
@@ -56,14 +63,16 @@ def linear_logprob(
         >>> linear_logprob(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([0])).logprob  # −log(1 + e⁻¹)
         tensor([-0.3133])
     """
-    check_arguments(hidden, weight, targets, temperature, trainable_rows)
+    check_arguments(hidden, weight, targets, temperature, trainable_rows, row_values)
     differentiable = torch.is_grad_enabled() and hidden.requires_grad
+    if trainable_rows is not None and row_values is None:
+        row_values = F.embedding(trainable_rows, weight, sparse=True)
     logprob, entropy, _, _ = torch.ops.elva.linear_logprob.default(
-        hidden, weight.detach(), targets, temperature, differentiable
+        hidden, weight.detach(), targets, temperature, differentiable, trainable_rows, row_values
     )
-    if torch.is_grad_enabled() and weight.requires_grad:
+    if torch.is_grad_enabled() and weight.requires_grad and trainable_rows is None:
         logprob = logprob + _HeadGradient.apply(
-            weight, hidden.detach(), targets, logprob.detach(), temperature, trainable_rows
+            weight, hidden.detach(), targets, logprob.detach(), temperature
         )
     return LinearLogprob(logprob, entropy.detach())
 
@@ -75,13 +84,13 @@ def linear_logprob_reference(
     *,
     temperature: float = 1.0,
     trainable_rows: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> LinearLogprob:
     """`linear_logprob` in plain PyTorch with all logits in memory; the gradient of weight is dense."""
-    check_arguments(hidden, weight, targets, temperature, trainable_rows)
+    check_arguments(hidden, weight, targets, temperature, trainable_rows, row_values)
     if trainable_rows is not None:
-        fixed = torch.ones(weight.shape[0], 1, dtype=torch.bool, device=weight.device)
-        fixed[trainable_rows] = False
-        weight = torch.where(fixed, weight.detach(), weight)
+        values = weight[trainable_rows] if row_values is None else row_values
+        weight = weight.detach().index_copy(0, trainable_rows, values)
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     logprobs = (hidden.to(dtype) @ weight.to(dtype).T / temperature).log_softmax(-1)
     entropy = -(logprobs.detach().exp() * logprobs.detach()).sum(-1)
@@ -89,35 +98,30 @@ def linear_logprob_reference(
 
 
 class _HeadGradient(torch.autograd.Function):
-    """Zero forward; backward is the gradient of the log-probabilities in the head: one more sweep."""
+    """Zero forward; backward is the gradient of the log-probabilities in the whole head: one more sweep."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        weight: Tensor,
-        hidden: Tensor,
-        targets: Tensor,
-        logprob: Tensor,
-        temperature: float,
-        trainable_rows: Tensor | None,
+        ctx: Any, weight: Tensor, hidden: Tensor, targets: Tensor, logprob: Tensor, temperature: float
     ) -> Tensor:
-        ctx.save_for_backward(weight, hidden, targets, logprob, trainable_rows)
+        ctx.save_for_backward(hidden, weight, targets, logprob)
         ctx.temperature = temperature
         return torch.zeros_like(logprob)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        weight, hidden, targets, logprob, rows = ctx.saved_tensors
-        arguments = (grads[0], hidden, weight, targets, logprob, ctx.temperature)
-        if rows is None:
-            return torch.ops.elva.linear_logprob_head_grad.default(*arguments), *(None for _ in range(5))
-        grad = torch.ops.elva.linear_logprob_row_grad.default(*arguments, rows)
-        sparse = torch.sparse_coo_tensor(rows[None], grad, weight.shape, check_invariants=False)
-        return sparse, *(None for _ in range(5))
+        grad = torch.ops.elva.linear_logprob_head_grad.default(grads[0], *ctx.saved_tensors, ctx.temperature)
+        return grad, None, None, None, None
 
 
 def _composite(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_expected: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    with_expected: bool,
+    trainable_rows: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator where no kernel is registered for the device: the same sweep in PyTorch."""
     if hidden.device.type == "cpu":
@@ -128,9 +132,16 @@ def _composite(
     highest = rows.new_full((count,), -torch.inf)
     total, weighted, target = (rows.new_zeros(count) for _ in range(3))
     expected = rows.new_zeros(count if with_expected else 0, dim)
+    if trainable_rows is None or row_values is None:
+        trainable_rows, row_values = targets[:0], weight[:0]
+    row_values = row_values.to(dtype)
+    row_logits = rows @ row_values.T / temperature
     for first, head in _tiles(weight, count):
         head = head.to(dtype)
         logits = rows @ head.T / temperature
+        inside = (trainable_rows >= first) & (trainable_rows < first + head.shape[0])
+        columns = trainable_rows[inside] - first
+        logits[:, columns] = row_logits[:, inside]
         own = (targets >= first) & (targets < first + head.shape[0])
         here = (targets - first).clamp(0, head.shape[0] - 1)
         target = torch.where(own, logits.gather(1, here[:, None]).squeeze(1), target)
@@ -138,10 +149,11 @@ def _composite(
         fade, p = (highest - new).exp(), (logits - new[:, None]).exp()
         total, weighted, highest = total * fade + p.sum(1), weighted * fade + (p * logits).sum(1), new
         if with_expected:
-            expected = expected * fade[:, None] + p @ head
+            expected = expected * fade[:, None] + p.index_fill_(1, columns, 0) @ head
     logsumexp = highest + total.log()
     if with_expected:
-        expected = expected / total[:, None]
+        p = (row_logits - logsumexp[:, None]).exp()
+        expected = expected / total[:, None] + p @ row_values
     return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
 
 
@@ -152,16 +164,25 @@ def _hidden_gradient(
     targets: Tensor,
     expected: Tensor,
     temperature: float,
+    trainable_rows: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> Tensor:
     scale = (grad_logprob / temperature)[:, None]
-    return (scale * (weight[targets].to(expected.dtype) - expected)).to(hidden.dtype)
+    chosen = weight[targets]
+    if trainable_rows is not None and row_values is not None:
+        token, place = (targets[:, None] == trainable_rows).nonzero(as_tuple=True)
+        chosen[token] = row_values[place]
+    chosen = chosen.to(expected.dtype)
+    return (scale * (chosen - expected)).to(hidden.dtype)
 
 
 def _head_gradient(
     grad_logprob: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, logprob: Tensor, temperature: float
 ) -> Tensor:
     """Gradient of the whole head [V, H], tile by tile."""
-    rows, scale, logsumexp = _recomputed(grad_logprob, hidden, weight, targets, logprob, temperature)
+    rows = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    own = (rows * weight[targets].to(rows.dtype)).sum(-1) / temperature
+    logsumexp, scale = (own - logprob)[:, None], (grad_logprob / temperature)[:, None]
     grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for first, head in _tiles(weight, hidden.shape[0]):
         p = (rows @ head.to(rows.dtype).T / temperature - logsumexp).exp_().mul_(scale)
@@ -174,26 +195,18 @@ def _head_gradient(
 def _row_gradient(
     grad_logprob: Tensor,
     hidden: Tensor,
-    weight: Tensor,
     targets: Tensor,
-    logprob: Tensor,
+    logsumexp: Tensor,
     temperature: float,
     trainable_rows: Tensor,
+    row_values: Tensor,
 ) -> Tensor:
-    """Gradient of some rows of the head [R, H]."""
-    rows, scale, logsumexp = _recomputed(grad_logprob, hidden, weight, targets, logprob, temperature)
-    p = (rows @ weight[trainable_rows].to(rows.dtype).T / temperature - logsumexp).exp()
+    """Gradient of the values [R, H] of some rows of the head."""
+    rows = hidden.to(logsumexp.dtype)
+    p = (rows @ row_values.to(rows.dtype).T / temperature - logsumexp[:, None]).exp()
     hit = (targets[:, None] == trainable_rows).to(p.dtype)
-    return ((scale * (hit - p)).T @ rows).to(weight.dtype)
-
-
-def _recomputed(
-    grad_logprob: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, logprob: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states in the accumulation dtype, dL/dlogprob / τ and the log-sum-exps, both [T, 1]."""
-    rows = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-    own = (rows * weight[targets].to(rows.dtype)).sum(-1) / temperature
-    return rows, (grad_logprob / temperature)[:, None], (own - logprob)[:, None]
+    scale = (grad_logprob / temperature)[:, None]
+    return ((scale * (hit - p)).T @ rows).to(row_values.dtype)
 
 
 def _tiles(weight: Tensor, count: int) -> Any:
@@ -212,7 +225,7 @@ def _triton(hidden: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def _fake(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_expected: bool
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, with_expected: bool, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     count, dim = hidden.shape
@@ -221,29 +234,41 @@ def _fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, ctx.temperature, _ = inputs
-    ctx.save_for_backward(hidden, weight, targets, output[3])
+    hidden, weight, targets, ctx.temperature, _, trainable_rows, row_values = inputs
+    ctx.save_for_backward(hidden, weight, targets, *output[2:], trainable_rows, row_values)
 
 
 def _differentiate(ctx: Any, grad_logprob: Tensor, *_: Any) -> tuple[Any, ...]:
-    hidden, weight, targets, expected = ctx.saved_tensors
-    grad = torch.ops.elva.linear_logprob_hidden_grad.default(
-        grad_logprob, hidden, weight, targets, expected, ctx.temperature
-    )
-    return grad, None, None, None, None
+    hidden, weight, targets, logsumexp, expected, rows, row_values = ctx.saved_tensors
+    grad_hidden = grad_values = None
+    if ctx.needs_input_grad[0]:
+        grad_hidden = torch.ops.elva.linear_logprob_hidden_grad.default(
+            grad_logprob, hidden, weight, targets, expected, ctx.temperature, rows, row_values
+        )
+    if ctx.needs_input_grad[6]:
+        grad_values = torch.ops.elva.linear_logprob_row_grad.default(
+            grad_logprob, hidden, targets, logsumexp, ctx.temperature, rows, row_values
+        )
+    return grad_hidden, None, None, None, None, None, grad_values
 
 
 library.define(
-    "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, float temperature, bool with_expected) -> "
+    "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, float temperature, bool with_expected, "
+    "Tensor? trainable_rows, Tensor? row_values) -> "
     "(Tensor logprob, Tensor entropy, Tensor logsumexp, Tensor expected)"
 )
 library.define(
     "linear_logprob_hidden_grad(Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor expected, "
+    "float temperature, Tensor? trainable_rows, Tensor? row_values) -> Tensor"
+)
+library.define(
+    "linear_logprob_head_grad(Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor logprob, "
     "float temperature) -> Tensor"
 )
-_HEAD = "Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor logprob, float temperature"
-library.define(f"linear_logprob_head_grad({_HEAD}) -> Tensor")
-library.define(f"linear_logprob_row_grad({_HEAD}, Tensor trainable_rows) -> Tensor")
+library.define(
+    "linear_logprob_row_grad(Tensor grad_logprob, Tensor hidden, Tensor targets, Tensor logsumexp, float temperature, "
+    "Tensor trainable_rows, Tensor row_values) -> Tensor"
+)
 library.implement("linear_logprob", _composite)
 library.implement("linear_logprob_hidden_grad", _hidden_gradient)
 library.implement("linear_logprob_head_grad", _head_gradient)
@@ -253,7 +278,7 @@ if library.triton_available():
 library.register_fake("linear_logprob", _fake)
 library.register_fake("linear_logprob_hidden_grad", lambda *a: a[1].new_empty(a[1].shape))
 library.register_fake("linear_logprob_head_grad", lambda *a: a[2].new_empty(a[2].shape))
-library.register_fake("linear_logprob_row_grad", lambda *a: a[2].new_empty(a[6].shape[0], a[2].shape[1]))
+library.register_fake("linear_logprob_row_grad", lambda *a: a[6].new_empty(a[6].shape))
 library.register_autograd("linear_logprob", _differentiate, _save)
 for _name in ("hidden_grad", "head_grad", "row_grad"):
     library.refuse_second_derivative(f"linear_logprob_{_name}")

@@ -11,7 +11,12 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def check_arguments(
-    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, trainable_rows: Tensor | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    trainable_rows: Tensor | None,
+    row_values: Tensor | None,
 ) -> None:
     """Raise TypeError or ValueError unless the tensors fit together; values are checked on CPUs only."""
     if hidden.dtype not in DTYPES:
@@ -25,8 +30,20 @@ def check_arguments(
     _check_rows("targets", targets, weight, (hidden.shape[0],))
     if trainable_rows is not None:
         _check_rows("trainable_rows", trainable_rows, weight, (trainable_rows.numel(),))
+    if row_values is not None:
+        _check_values(row_values, hidden, trainable_rows)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature}; expected a finite number above 0")
+
+
+def _check_values(row_values: Tensor, hidden: Tensor, trainable_rows: Tensor | None) -> None:
+    if trainable_rows is None:
+        raise ValueError("row_values is given without trainable_rows; expected the rows that it replaces")
+    if row_values.dtype != hidden.dtype:
+        raise TypeError(f"row_values has dtype {row_values.dtype}; expected that of hidden, {hidden.dtype}")
+    expected = [trainable_rows.shape[0], hidden.shape[1]]
+    if list(row_values.shape) != expected:
+        raise ValueError(f"row_values has shape {list(row_values.shape)}; expected {expected}")
 
 
 def _check_rows(name: str, rows: Tensor, weight: Tensor, shape: tuple[int, ...]) -> None:

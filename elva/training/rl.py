@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from elva.losses import ELVALoss, GRPOLoss, group_advantage
+from elva.ops import LinearLogprob
 from elva.training.config import RLConfig
 from elva.training.contrastive import candidate_mask
 from elva.training.examples import Item, RetrievalExample, TrainingData, draw_batch
@@ -30,7 +31,7 @@ class Side:
 
     embeddings: torch.Tensor
     rollouts: Rollouts | None = None
-    logps: torch.Tensor | None = None
+    tokens: LinearLogprob | None = None
 
 
 @dataclass
@@ -119,8 +120,8 @@ class RLTrainer(StageTrainer):
         with self._phase("policy"):
             hidden = self.encoder.hidden_states(rollouts.batch, model)
             embeddings = self.encoder.read_embedding(hidden, rollouts.batch)
-            logps = token_logps(self.encoder, rollouts, hidden, rl.temperature)
-        return Side(embeddings.unflatten(0, (len(items), rl.num_generations)), rollouts, logps)
+            tokens = token_logps(self.encoder, rollouts, hidden, rl.temperature)
+        return Side(embeddings.unflatten(0, (len(items), rl.num_generations)), rollouts, tokens)
 
     def _candidate_side(self, dids: list[str], model: torch.nn.Module) -> Side:
         rl = self.config.rl
@@ -162,11 +163,12 @@ class RLTrainer(StageTrainer):
         return ranking, advantages, share.T @ advantages / share.sum(0).clamp_min(1).unsqueeze(1)
 
     def _policy_term(self, side: Side, advantages: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-        assert side.rollouts is not None and side.logps is not None
+        assert side.rollouts is not None and side.tokens is not None
+        mask = side.rollouts.token_mask
         reference = self._reference_logps(side.rollouts, model) if self.config.rl.beta > 0 else None
-        loss = self.policy_loss(
-            side.logps, advantages.flatten(), side.rollouts.token_mask, ref_logps=reference
-        )
+        loss = self.policy_loss(side.tokens.logprob, advantages.flatten(), mask, ref_logps=reference)
+        entropy = side.tokens.entropy.sum() / mask.sum().clamp(min=1)
+        self.record(entropy=float(entropy))
         self.record(**{name: float(value) for name, value in self.policy_loss.metrics.items()})
         return loss
 
@@ -178,7 +180,7 @@ class RLTrainer(StageTrainer):
         with self._phase("reference"), policy.disable_adapter():
             policy.eval()
             hidden = self.encoder.hidden_states(rollouts.batch)
-            logps = token_logps(self.encoder, rollouts, hidden, self.config.rl.temperature)
+            logps = token_logps(self.encoder, rollouts, hidden, self.config.rl.temperature).logprob
         policy.train(training)
         return logps
 

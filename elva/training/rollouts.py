@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from elva.losses.grpo import completion_logprob
+from elva.ops import LinearLogprob
 from elva.training.examples import Item
 
 if TYPE_CHECKING:
@@ -80,9 +82,16 @@ def sample(
 
 def token_logps(
     encoder: MultimodalEncoder, rollouts: Rollouts, hidden: torch.Tensor, temperature: float = 1.0
-) -> torch.Tensor:
-    """[n·G, width] log-probability of each completion token, from the state before it (fp32)."""
-    before = hidden[:, -rollouts.width - 1 : -1]
-    logits = encoder.token_logits(before).float() / temperature
-    chosen = rollouts.completion_ids().unsqueeze(-1)
-    return logits.gather(-1, chosen).squeeze(-1) - logits.logsumexp(-1)
+) -> LinearLogprob:
+    """[n·G, width] log-probability and entropy (fp32) of each sampled token, from the state before it; else 0."""
+    head = encoder.head()
+    return completion_logprob(
+        # behind autocast a wrapped model's states are float32, whatever the head is
+        hidden[:, -rollouts.width - 1 : -1].to(head.weight.dtype),
+        head.weight,
+        rollouts.completion_ids(),
+        rollouts.token_mask,
+        temperature=temperature,
+        trainable_rows=head.trainable_rows,
+        row_values=head.row_values,
+    )

@@ -44,3 +44,14 @@ def advance_kernel(
     tl.store(highest_ptr + row, highest)
     tl.store(total_ptr + row, tl.load(total_ptr + row) * fade + tl.sum(total, axis=0))
     tl.store(weighted_ptr + row, tl.load(weighted_ptr + row) * fade + tl.sum(weighted, axis=0))
+
+
+@triton.jit
+def replace_kernel(matrix_ptr, rows_ptr, values_ptr, first, width, given):
+    """One token and one of the `given` rows of the head: its column of the tile takes a value, where it lies in it."""
+    token = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1)
+    column = tl.load(rows_ptr + i) - first
+    inside = (column >= 0) & (column < width)
+    value = tl.load(values_ptr + token * given + i)
+    tl.store(matrix_ptr + token * width + column, value.to(matrix_ptr.dtype.element_ty), mask=inside)

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "huge_pages.h"
 #include "reward.h"
 #include "tensors.h"
 #include "vector.h"
@@ -262,7 +263,11 @@ std::tuple<Tensor, Tensor, Tensor> rank_reward_backward(
     STD_TORCH_CHECK(grad->numel() == rows * columns, "expected one similarity per (query, rollout, candidate)");
   for (const Tensor* grad : {&grad_margin, &grad_ranking, &grad_total})
     STD_TORCH_CHECK(grad->numel() == rows, "expected one gradient per (query, rollout)");
-  const auto like = [](const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); };
+  const auto like = [](const Tensor& tensor) {
+    const Tensor fresh = torch::stable::new_empty(tensor, tensor.sizes());
+    advise_huge_pages(fresh);
+    return fresh;
+  };
   Tensor grad_query = like(query), grad_positive = like(positive), grad_negatives = like(negatives);
   const Tensor dense[] = {torch::stable::contiguous(grad_similarities), torch::stable::contiguous(grad_margin),
                           torch::stable::contiguous(grad_ranking), torch::stable::contiguous(grad_total),

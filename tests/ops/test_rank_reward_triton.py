@@ -30,7 +30,7 @@ OPTIONS = (0.1, 0.5, True, 0.4, 0.6, math.e, False)
 @pytest.fixture(scope="module", autouse=True)
 def poisoned_outputs() -> Iterator[None]:
     """Fresh memory is filled with NaN in this mode, so that a place which a kernel leaves out shows."""
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some of CUDA's sums are not
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -62,7 +62,11 @@ VARIANTS: dict[str, Variant] = {
         {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_C": 16, "BLOCK_D": 256}
     ),
     "replace_kernel": Variant({"rows_ptr": "*i64", "matrix_ptr": HALF}),
-    "rewards_kernel": _REWARD,
+    "rewards_kernel": Variant(
+        _REWARD.types,
+        {**_REWARD.constants, "GROUPED": True, "SCALE": True, "BLOCK_G": 8},
+        spill_budget=16,  # what the loop over rollouts keeps besides; without it, nothing
+    ),
     "weights_kernel": _REWARD,
     "merge_kernel": Variant(
         {"indices_ptr": "*i64", "exclude_ptr": "*i64"},

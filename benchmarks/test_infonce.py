@@ -10,16 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.measure import Work
-from elva.ops import infonce
+from benchmarks.problems import PROBLEMS, TEMPERATURE
 
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
-# B = M, D
-SIZES = {"paper, 960 x 3584": (960, 3584), "4,096 x 512": (4096, 512), "large, 32,768 x 512": (32_768, 512)}
-TEMPERATURE = 0.05
+INFONCE = PROBLEMS["infonce"]
 
 
 def eager(query: Tensor, keys: Tensor) -> Tensor:
@@ -29,7 +26,7 @@ def eager(query: Tensor, keys: Tensor) -> Tensor:
 
 
 CONTENDERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "elva": lambda q, k: infonce(q, k, temperature=TEMPERATURE),
+    "elva": INFONCE.call,
     "eager": eager,
     "torch.compile": torch.compile(eager),
 }
@@ -52,7 +49,7 @@ def assert_sampled_rows(found: tuple[Tensor, ...], query: Tensor, keys: Tensor) 
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", INFONCE.sizes)
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_infonce(
     request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
@@ -62,11 +59,8 @@ def test_infonce(
         request.getfixturevalue("large")
         if contender != "elva":
             pytest.skip("holds several B x M matrices of 4 GiB each")
-    batch, dim = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(batch, dim, generator=generator).to(device).requires_grad_() for _ in range(2)]
+    inputs = INFONCE.inputs(INFONCE.sizes[size], device, torch.float32)
     function = CONTENDERS[contender]
     assert_sampled_rows(step(function, inputs), *inputs)
-    # Kept scores: one product forward, two backward; computed again, one more.
-    work = Work(bytes=4 * 4 * batch * dim, flops=(8 if large else 6) * batch * batch * dim)
+    work = INFONCE.work(INFONCE.sizes[size], True, 4)
     timed("infonce", size, contender, device, work, lambda: step(function, inputs), rounds=1 if large else 5)

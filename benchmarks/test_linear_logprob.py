@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.problems import PROBLEMS
+from benchmarks.rivals import cut_cross_entropy, liger_cross_entropy
 
 DEVICES = [
     "cpu",
@@ -50,6 +51,8 @@ CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "torch.compile": torch.compile(eager),
     "chunks of tokens": chunked,
     "F.linear_cross_entropy": linear_cross_entropy,
+    "cut_cross_entropy": cut_cross_entropy,
+    "Liger, cross-entropy": liger_cross_entropy,
 }
 
 

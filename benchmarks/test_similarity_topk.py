@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.problems import PROBLEMS
+from benchmarks.rivals import require
 from elva.ops import similarity_topk
 
 DEVICES = [
@@ -22,7 +23,9 @@ Search = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def faiss_flat(query: Tensor, keys: Tensor, k: int) -> Tensor:
-    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    require("faiss", gpu=False, device="cpu")
+    import faiss
+
     faiss.omp_set_num_threads(torch.get_num_threads())
     return torch.from_numpy(faiss.knn(query.numpy(), keys.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)[1])
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Work
+from benchmarks.problems import PROBLEMS
+from benchmarks.rivals import cut_cross_entropy, liger_cross_entropy
 from elva.losses.grpo import completion_logprob
-from elva.ops import linear_logprob
 
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
-# T, H, V
-SIZES = {"256 x 1,024 x 32k": (256, 1024, 32_000), "large, 1,024 x 1,024 x 152k": (1024, 1024, 151_936)}
+LINEAR_LOGPROB = PROBLEMS["linear_logprob"]
 
 
 def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -48,11 +48,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "elva": lambda h, w, t: linear_logprob(h, w, t).logprob,
+    "elva": LINEAR_LOGPROB.call,
     "eager": eager,
     "torch.compile": torch.compile(eager),
     "chunks of tokens": chunked,
     "F.linear_cross_entropy": linear_cross_entropy,
+    "cut_cross_entropy": cut_cross_entropy,
+    "Liger, cross-entropy": liger_cross_entropy,
 }
 
 
@@ -76,7 +78,7 @@ def assert_sampled_rows(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", LINEAR_LOGPROB.sizes)
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_linear_logprob(
     request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
@@ -84,16 +86,11 @@ def test_linear_logprob(
     large = size.startswith("large")
     if large:
         request.getfixturevalue("large")
-    tokens, dim, vocabulary = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(tokens, dim, generator=generator).to(device).requires_grad_()
-    weight = (torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(device)
-    targets = torch.randint(0, vocabulary, (tokens,), generator=generator).to(device)
+    inputs = LINEAR_LOGPROB.inputs(LINEAR_LOGPROB.sizes[size], device, torch.float32)
     function = CONTENDERS[contender]
-    assert_sampled_rows(step(function, hidden, weight, targets), hidden, weight, targets)
-    # A frozen head: logits once, and their probabilities times the head once.
-    work = Work(bytes=4 * (vocabulary * dim + 2 * tokens * dim), flops=4 * tokens * vocabulary * dim)
-    run = lambda: step(function, hidden, weight, targets)  # noqa: E731
+    assert_sampled_rows(step(function, *inputs), *inputs)
+    work = LINEAR_LOGPROB.work(LINEAR_LOGPROB.sizes[size], True, 4)
+    run = lambda: step(function, *inputs)  # noqa: E731
     timed("linear_logprob", size, contender, device, work, run, rounds=1 if large else 3)
 
 

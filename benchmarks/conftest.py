@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -8,6 +8,10 @@ import pytest
 import torch
 
 from benchmarks.measure import Ceilings, Work, peak_extra_memory
+
+SKIPPED = pytest.StashKey[list[dict[str, str]]]()
+PROBLEM = ("operator", "size", "device")
+RIVALS = ("sentence-transformers", "faiss-cpu", "cut-cross-entropy", "liger-kernel", "inf-cl")
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +63,34 @@ def timed(benchmark: Any, ceilings: Callable[[str], Ceilings]) -> Callable[..., 
     return run
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep why a contender was skipped, for the report's table."""
+    report = yield
+    case = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    if report.skipped and "contender" in case:
+        assert isinstance(report.longrepr, tuple)
+        item.config.stash.setdefault(SKIPPED, []).append(
+            {
+                "operator": item.path.stem.removeprefix("test_"),
+                **{name: case[name] for name in ("size", "contender", "device")},
+                "reason": report.longrepr[2].removeprefix("Skipped: "),
+            }
+        )
+    return report
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list[dict[str, Any]], output_json: dict[str, Any]
+) -> None:
+    """Skipped contenders of the problems that were timed."""
+    timed = {tuple(b["extra_info"].get(name) for name in PROBLEM) for b in output_json["benchmarks"]}
+    skipped = config.stash.get(SKIPPED, [])
+    output_json["skipped"] = [case for case in skipped if tuple(case[name] for name in PROBLEM) in timed]
+
+
 @pytest.fixture
 def large(request: pytest.FixtureRequest) -> None:
     """Asks for --benchmark-large."""
@@ -69,7 +101,7 @@ def large(request: pytest.FixtureRequest) -> None:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What a figure depends on, and no more: the machine's name and paths stay out of saved runs."""
     machine_info.pop("node", None)
-    machine_info["versions"] = {name: _version(name) for name in ("torch", "triton", "faiss-cpu", "elva")}
+    machine_info["versions"] = {name: _version(name) for name in ("elva", "torch", "triton", *RIVALS)}
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()
 

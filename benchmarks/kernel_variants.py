@@ -46,8 +46,7 @@ _CUT = {
 
 VARIANTS: dict[str, Variant] = {
     "advance_kernel": Variant(
-        {"targets_ptr": "*i64", "given_rows_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"},
-        {"BLOCK": 1024},
+        {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
     ),
     "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
     "infonce_columns_kernel": Variant({}, {"BLOCK_R": 32, "BLOCK_C": 64}),
@@ -62,7 +61,12 @@ VARIANTS: dict[str, Variant] = {
     "similarities_kernel": Variant(
         {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_C": 16, "BLOCK_D": 256}
     ),
-    "rewards_kernel": _REWARD,
+    "replace_kernel": Variant({"rows_ptr": "*i64", "matrix_ptr": HALF}),
+    "rewards_kernel": Variant(
+        _REWARD.types,
+        {**_REWARD.constants, "GROUPED": True, "SCALE": True, "BLOCK_G": 8},
+        spill_budget=16,  # what the loop over rollouts keeps besides; without it, nothing
+    ),
     "weights_kernel": _REWARD,
     "merge_kernel": Variant(
         {"indices_ptr": "*i64", "exclude_ptr": "*i64"},

@@ -28,7 +28,7 @@ class Ceilings:
         size = 1 << (28 if device == "cuda" else 25)
         source = torch.ones(size, device=device)
         target = torch.empty_like(source)
-        copy = 2 * 4 * size / _median_seconds(lambda: target.copy_(source), device)
+        copy = 2 * 4 * size / median_seconds(lambda: target.copy_(source), device)
         return cls(copy, _matrix_rate(device, torch.float32), _matrix_rate(device, torch.bfloat16))
 
 
@@ -84,10 +84,10 @@ def _resident(name: str) -> int:
 def _matrix_rate(device: str, dtype: torch.dtype) -> float:
     size = 8192 if device == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / _median_seconds(lambda: a @ b, device)
+    return 2 * size**3 / median_seconds(lambda: a @ b, device)
 
 
-def _median_seconds(function: Callable[[], Any], device: str, rounds: int = 7) -> float:
+def median_seconds(function: Callable[[], Any], device: str, rounds: int = 7) -> float:
     """Median seconds of a few rounds after one to warm up."""
     times = []
     for _ in range(rounds + 1):

@@ -39,7 +39,7 @@ INTRODUCTION = """Written by `python -m benchmarks.report` from saved runs of `p
 first passes an equality check against float64 in the same run. Times are medians, with the quartiles' distance; memory
 is the highest above what was held before; the share is that of the floor (bytes moved once at this run's copy rate, or
 operations at its matrix rate, whichever takes longer) in the time taken. "vs elva" is the contender's time over ours:
-above 1 we win.
+above 1 we win. A contender that could not run says why.
 """
 
 
@@ -80,6 +80,11 @@ def page(run: dict[str, Any], image: str) -> str:
         ]
         lines += ["| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
         lines += [_row(row, ours) for row in sorted(rows, key=lambda r: r["stats"]["median"])]
+        lines += [
+            f"| {case['contender']} | {case['reason']} | – | – | – | – | – | – |"
+            for case in run.get("skipped", [])
+            if (case["operator"], case["size"]) == (operator, size)
+        ]
         lines.append("")
     return "\n".join(lines)
 

@@ -11,14 +11,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Work
-from elva.ops import linear_logprob
+from benchmarks.problems import PROBLEMS
+from benchmarks.rivals import cut_cross_entropy, liger_cross_entropy
+from elva.losses.grpo import completion_logprob
 
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
-# T, H, V
-SIZES = {"256 x 1,024 x 32k": (256, 1024, 32_000), "large, 1,024 x 1,024 x 152k": (1024, 1024, 151_936)}
+LINEAR_LOGPROB = PROBLEMS["linear_logprob"]
 
 
 def eager(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -47,11 +48,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 CONTENDERS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "elva": lambda h, w, t: linear_logprob(h, w, t).logprob,
+    "elva": LINEAR_LOGPROB.call,
     "eager": eager,
     "torch.compile": torch.compile(eager),
     "chunks of tokens": chunked,
     "F.linear_cross_entropy": linear_cross_entropy,
+    "cut_cross_entropy": cut_cross_entropy,
+    "Liger, cross-entropy": liger_cross_entropy,
 }
 
 
@@ -75,7 +78,7 @@ def assert_sampled_rows(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", LINEAR_LOGPROB.sizes)
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_linear_logprob(
     request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
@@ -83,14 +86,51 @@ def test_linear_logprob(
     large = size.startswith("large")
     if large:
         request.getfixturevalue("large")
-    tokens, dim, vocabulary = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(tokens, dim, generator=generator).to(device).requires_grad_()
-    weight = (torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(device)
-    targets = torch.randint(0, vocabulary, (tokens,), generator=generator).to(device)
+    inputs = LINEAR_LOGPROB.inputs(LINEAR_LOGPROB.sizes[size], device, torch.float32)
     function = CONTENDERS[contender]
-    assert_sampled_rows(step(function, hidden, weight, targets), hidden, weight, targets)
-    # A frozen head: logits once, and their probabilities times the head once.
-    work = Work(bytes=4 * (vocabulary * dim + 2 * tokens * dim), flops=4 * tokens * vocabulary * dim)
-    run = lambda: step(function, hidden, weight, targets)  # noqa: E731
+    assert_sampled_rows(step(function, *inputs), *inputs)
+    work = LINEAR_LOGPROB.work(LINEAR_LOGPROB.sizes[size], True, 4)
+    run = lambda: step(function, *inputs)  # noqa: E731
     timed("linear_logprob", size, contender, device, work, run, rounds=1 if large else 3)
+
+
+def row_copied(
+    hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, row: Tensor, value: Tensor
+) -> Tensor:
+    """As PEFT's trainable tokens do: a copy of the head with the trained row, and all logits of all places."""
+    logits = hidden @ weight.index_copy(0, row, value).T
+    return (logits.gather(-1, ids[..., None]).squeeze(-1) - logits.logsumexp(-1)) * mask
+
+
+def row_apart(
+    hidden: Tensor, weight: Tensor, ids: Tensor, mask: Tensor, row: Tensor, value: Tensor
+) -> Tensor:
+    return completion_logprob(hidden, weight, ids, mask, trainable_rows=row, row_values=value).logprob
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("contender", ["elva", "row copied into the head"])
+def test_completions_with_a_trained_row(timed: Callable[..., Any], contender: str, device: str) -> None:
+    """The policy's log-probabilities in stage 3: completions of different lengths, `[RET]` trained."""
+    completions, width, dim, vocabulary = 64, 16, 512, 32_000
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(completions, width, dim, generator=generator).to(device).requires_grad_()
+    weight = (torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(device)
+    ids = torch.randint(0, vocabulary, (completions, width), generator=generator).to(device)
+    lengths = torch.randint(width // 4, width + 1, (completions, 1), generator=generator)
+    mask = (torch.arange(width) >= width - lengths).to(device)
+    row = torch.tensor([vocabulary - 5], device=device)
+    ids[::7] = row
+    value = torch.randn(1, dim, generator=generator).to(device).requires_grad_()
+
+    def step(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        logprob = function(hidden, weight, ids, mask, row, value)
+        return logprob.detach(), *torch.autograd.grad(logprob.sum(), (hidden, value))
+
+    function = row_apart if contender == "elva" else row_copied
+    for found, expected in zip(step(function), step(row_copied), strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+    tokens = int(mask.sum())
+    work = Work(bytes=4 * (vocabulary * dim + 2 * tokens * dim), flops=4 * tokens * vocabulary * dim)
+    size = "completions, 64 x 4 to 16 x 512 x 32k, a trained row"
+    timed("linear_logprob", size, contender, device, work, lambda: step(function), rounds=5)

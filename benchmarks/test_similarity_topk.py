@@ -10,23 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Work
+from benchmarks.problems import PROBLEMS
+from benchmarks.rivals import require
 from elva.ops import similarity_topk
 
 DEVICES = [
     "cpu",
     pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
 ]
-# Q, M, D, k
-SIZES = {
-    "1,024 of 50k, k 50": (1024, 50_000, 768, 50),
-    "large, 1,024 of 200k, k 100": (1024, 200_000, 768, 100),
-}
+SIMILARITY_TOPK = PROBLEMS["similarity_topk"]
 Search = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def faiss_flat(query: Tensor, keys: Tensor, k: int) -> Tensor:
-    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    require("faiss", gpu=False, device="cpu")
+    import faiss
+
     faiss.omp_set_num_threads(torch.get_num_threads())
     return torch.from_numpy(faiss.knn(query.numpy(), keys.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)[1])
 
@@ -41,14 +40,9 @@ CONTENDERS: dict[str, Search] = {
 
 @cache
 def problem(size: str, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit vectors, and the exact scores' k-th best for 32 sampled queries."""
-    queries, pool, dim, _ = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
-    query, keys = (
-        torch.nn.functional.normalize(torch.randn(n, dim, generator=generator), dim=1)
-        for n in (queries, pool)
-    )
-    sample = query[:: queries // 32].double()
+    """Unit vectors, and the exact scores of 32 sampled queries."""
+    query, keys, _ = SIMILARITY_TOPK.inputs(SIMILARITY_TOPK.sizes[size], "cpu", torch.float32)
+    sample = query[:: len(query) // 32].double()
     scores = torch.cat([sample @ part.double().T for part in keys.split(20_000)], 1)
     return query.to(device), keys.to(device), scores
 
@@ -62,7 +56,7 @@ def assert_ids(found: Tensor, scores: Tensor, k: int) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", SIMILARITY_TOPK.sizes)
 @pytest.mark.parametrize("contender", CONTENDERS)
 def test_similarity_topk(
     request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
@@ -71,9 +65,9 @@ def test_similarity_topk(
         request.getfixturevalue("large")
     if device == "cuda" and contender in ("faiss", "elva, bfloat16 screen"):
         pytest.skip("a contender on CPUs only")
-    queries, pool, dim, k = SIZES[size]
+    *_, k = shape = SIMILARITY_TOPK.sizes[size]
     query, keys, scores = problem(size, device)
     assert_ids(CONTENDERS[contender](query, keys, k), scores, k)
-    work = Work(bytes=4 * dim * (queries + pool), flops=2 * queries * pool * dim)
+    work = SIMILARITY_TOPK.work(shape, False, 4)
     run = lambda: CONTENDERS[contender](query, keys, k)  # noqa: E731
     timed("similarity_topk", size, contender, device, work, run, rounds=3)

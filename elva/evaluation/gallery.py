@@ -15,8 +15,9 @@ from PIL import Image
 
 from elva.data.mbeir import Candidate, Grain, MBEIRDirectory, Query
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs
-from elva.evaluation.metrics import first_rank, positive_ranks
+from elva.evaluation.ranks import positive_ranks
 from elva.evaluation.retrieval import is_multigrain, positions, relevant_dids, select_tasks
+from elva.ops import similarity_topk
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -98,14 +99,18 @@ def _search(
     queries: torch.Tensor, embeddings: torch.Tensor, positives: Sequence[Sequence[int]]
 ) -> list[tuple[list[int], set[int], int]]:
     """For each query: its first answers (row numbers), the right ones, and the rank of the first right one."""
-    ranks = first_rank(positive_ranks(queries, embeddings, positives)).tolist()
+    ranks = positive_ranks(queries, embeddings, positives)
+    others = similarity_topk(queries, embeddings, SHOWN, exclude=positives).indices.tolist()
     found = []
-    for query, right, rank in zip(queries, map(set, positives), ranks, strict=True):
-        # Right ones last before a stable sort: a tie counts against them, as in the metrics.
-        order = torch.tensor(sorted(range(len(embeddings)), key=right.__contains__))
-        scores = (embeddings[order].double() @ query.double()).float()
-        first = order[scores.sort(descending=True, stable=True).indices[:SHOWN]]
-        found.append((first.tolist(), right, rank))
+    for query, right, places, wrong in zip(queries, map(set, positives), ranks.tolist(), others, strict=True):
+        numbers = torch.tensor(sorted(right), dtype=torch.int64)
+        scores = (embeddings[numbers].double() @ query.double()).float()
+        best_first = numbers[scores.argsort(descending=True, stable=True)].tolist()
+        answers = [number for number in wrong if number >= 0]
+        # The right ones at their ranks, so that a tie counts against them as in the metrics.
+        for place, number in zip(places, best_first, strict=False):
+            answers.insert(place - 1, number)
+        found.append((answers[:SHOWN], right, places[0] if best_first else 0))
     return found
 
 

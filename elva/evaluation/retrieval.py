@@ -19,10 +19,10 @@ from elva.evaluation.metrics import (
     first_rank,
     hit_rate_at,
     ndcg_at,
-    positive_ranks,
     recall_at,
     reciprocal_rank,
 )
+from elva.evaluation.ranks import positive_ranks
 from elva.evaluation.results import MultiGrain, Results, TaskRow
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elva.losses.rows import Rows, as_rows
+from elva.ops.advantage import advantage
 from elva.ops.rank_reward import RankReward, rank_reward
 
 SCALES = ("group", "batch", "none")
@@ -155,12 +156,4 @@ def group_advantage(rewards: Tensor, *, scale_rewards: str = "group") -> Tensor:
     if not rewards.isfinite().all():
         where = (~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"rewards must be finite, got {rewards[tuple(where)].item()} at {where}")
-    if rewards.numel() == 0:
-        return rewards
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    spread = rewards.amax(dim=1, keepdim=True) > rewards.amin(dim=1, keepdim=True)
-    centred = torch.where(spread, centred, 0)  # equal rewards round to a mean that is not quite theirs
-    if scale_rewards == "none" or not spread.any():
-        return centred
-    std = rewards.std(dim=1, keepdim=True) if scale_rewards == "group" else rewards.std()
-    return centred / (std + 1e-4)
+    return advantage(rewards, scale_rewards)

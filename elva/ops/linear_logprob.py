@@ -6,8 +6,8 @@ The gradient in the hidden states is ``(W[target] − Σ_v p[v] W[v]) / τ``. It
 over the vocabulary as the log-sum-exp, as flash attention sums its values, so that behind a frozen head (LoRA) the
 backward is a scaling: 4TVH operations in all. A trained head costs one sweep more.
 
-A few trainable rows r of an otherwise frozen head are scored beside the sweep, which takes their logits as given and
-leaves them out of its second term: there autograd's ``(δ[target = r] − p[r]) / τ`` takes over.
+A few trainable rows of an otherwise frozen head may be held apart, as a [R, H] tensor in their place: they are scored
+beside the sweep, which takes their logits as given and leaves them out of its second term.
 """
 
 from __future__ import annotations
@@ -65,13 +65,10 @@ def linear_logprob(
     """
     check_arguments(hidden, weight, targets, temperature, trainable_rows, row_values)
     differentiable = torch.is_grad_enabled() and hidden.requires_grad
-    row_logits = None
-    if trainable_rows is not None:
-        values = F.embedding(trainable_rows, weight, sparse=True) if row_values is None else row_values
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        row_logits = hidden.to(dtype) @ values.to(dtype).T
+    if trainable_rows is not None and row_values is None:
+        row_values = F.embedding(trainable_rows, weight, sparse=True)
     logprob, entropy, _, _ = torch.ops.elva.linear_logprob.default(
-        hidden, weight.detach(), targets, temperature, differentiable, trainable_rows, row_logits
+        hidden, weight.detach(), targets, temperature, differentiable, trainable_rows, row_values
     )
     if torch.is_grad_enabled() and weight.requires_grad and trainable_rows is None:
         logprob = logprob + _HeadGradient.apply(
@@ -124,7 +121,7 @@ def _composite(
     temperature: float,
     with_expected: bool,
     trainable_rows: Tensor | None = None,
-    row_logits: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The operator where no kernel is registered for the device: the same sweep in PyTorch."""
     if hidden.device.type == "cpu":
@@ -135,15 +132,16 @@ def _composite(
     highest = rows.new_full((count,), -torch.inf)
     total, weighted, target = (rows.new_zeros(count) for _ in range(3))
     expected = rows.new_zeros(count if with_expected else 0, dim)
+    if trainable_rows is None or row_values is None:
+        trainable_rows, row_values = targets[:0], weight[:0]
+    row_values = row_values.to(dtype)
+    row_logits = rows @ row_values.T / temperature
     for first, head in _tiles(weight, count):
         head = head.to(dtype)
-        logits = rows @ head.T
-        columns = logits.new_empty(0, dtype=torch.int64)
-        if trainable_rows is not None and row_logits is not None:
-            inside = (trainable_rows >= first) & (trainable_rows < first + head.shape[0])
-            columns = trainable_rows[inside] - first
-            logits[:, columns] = row_logits[:, inside]
-        logits = logits / temperature
+        logits = rows @ head.T / temperature
+        inside = (trainable_rows >= first) & (trainable_rows < first + head.shape[0])
+        columns = trainable_rows[inside] - first
+        logits[:, columns] = row_logits[:, inside]
         own = (targets >= first) & (targets < first + head.shape[0])
         here = (targets - first).clamp(0, head.shape[0] - 1)
         target = torch.where(own, logits.gather(1, here[:, None]).squeeze(1), target)
@@ -154,7 +152,8 @@ def _composite(
             expected = expected * fade[:, None] + p.index_fill_(1, columns, 0) @ head
     logsumexp = highest + total.log()
     if with_expected:
-        expected = expected / total[:, None]
+        p = (row_logits - logsumexp[:, None]).exp()
+        expected = expected / total[:, None] + p @ row_values
     return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
 
 
@@ -166,12 +165,14 @@ def _hidden_gradient(
     expected: Tensor,
     temperature: float,
     trainable_rows: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> Tensor:
-    """Gradient of the hidden states [T, H] through the rows that do not train."""
     scale = (grad_logprob / temperature)[:, None]
-    chosen = weight[targets].to(expected.dtype)
-    if trainable_rows is not None:
-        chosen = chosen.masked_fill((targets[:, None] == trainable_rows).any(1, keepdim=True), 0)
+    chosen = weight[targets]
+    if trainable_rows is not None and row_values is not None:
+        token, place = (targets[:, None] == trainable_rows).nonzero(as_tuple=True)
+        chosen[token] = row_values[place]
+    chosen = chosen.to(expected.dtype)
     return (scale * (chosen - expected)).to(hidden.dtype)
 
 
@@ -193,16 +194,19 @@ def _head_gradient(
 
 def _row_gradient(
     grad_logprob: Tensor,
+    hidden: Tensor,
     targets: Tensor,
     logsumexp: Tensor,
     temperature: float,
     trainable_rows: Tensor,
-    row_logits: Tensor,
+    row_values: Tensor,
 ) -> Tensor:
-    """Gradient of the trainable rows' logits [T, R]."""
-    p = (row_logits / temperature - logsumexp[:, None]).exp()
+    """Gradient of the values [R, H] of some rows of the head."""
+    rows = hidden.to(logsumexp.dtype)
+    p = (rows @ row_values.to(rows.dtype).T / temperature - logsumexp[:, None]).exp()
     hit = (targets[:, None] == trainable_rows).to(p.dtype)
-    return (grad_logprob / temperature)[:, None] * (hit - p)
+    scale = (grad_logprob / temperature)[:, None]
+    return ((scale * (hit - p)).T @ rows).to(row_values.dtype)
 
 
 def _tiles(weight: Tensor, count: int) -> Any:
@@ -230,40 +234,40 @@ def _fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, targets, ctx.temperature, _, trainable_rows, row_logits = inputs
-    ctx.save_for_backward(hidden, weight, targets, *output[2:], trainable_rows, row_logits)
+    hidden, weight, targets, ctx.temperature, _, trainable_rows, row_values = inputs
+    ctx.save_for_backward(hidden, weight, targets, *output[2:], trainable_rows, row_values)
 
 
 def _differentiate(ctx: Any, grad_logprob: Tensor, *_: Any) -> tuple[Any, ...]:
-    hidden, weight, targets, logsumexp, expected, rows, row_logits = ctx.saved_tensors
-    grad_hidden = grad_rows = None
+    hidden, weight, targets, logsumexp, expected, rows, row_values = ctx.saved_tensors
+    grad_hidden = grad_values = None
     if ctx.needs_input_grad[0]:
         grad_hidden = torch.ops.elva.linear_logprob_hidden_grad.default(
-            grad_logprob, hidden, weight, targets, expected, ctx.temperature, rows
+            grad_logprob, hidden, weight, targets, expected, ctx.temperature, rows, row_values
         )
     if ctx.needs_input_grad[6]:
-        grad_rows = torch.ops.elva.linear_logprob_row_grad.default(
-            grad_logprob, targets, logsumexp, ctx.temperature, rows, row_logits
+        grad_values = torch.ops.elva.linear_logprob_row_grad.default(
+            grad_logprob, hidden, targets, logsumexp, ctx.temperature, rows, row_values
         )
-    return grad_hidden, None, None, None, None, None, grad_rows
+    return grad_hidden, None, None, None, None, None, grad_values
 
 
 library.define(
     "linear_logprob(Tensor hidden, Tensor weight, Tensor targets, float temperature, bool with_expected, "
-    "Tensor? trainable_rows, Tensor? row_logits) -> "
+    "Tensor? trainable_rows, Tensor? row_values) -> "
     "(Tensor logprob, Tensor entropy, Tensor logsumexp, Tensor expected)"
 )
 library.define(
     "linear_logprob_hidden_grad(Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor expected, "
-    "float temperature, Tensor? trainable_rows) -> Tensor"
+    "float temperature, Tensor? trainable_rows, Tensor? row_values) -> Tensor"
 )
 library.define(
     "linear_logprob_head_grad(Tensor grad_logprob, Tensor hidden, Tensor weight, Tensor targets, Tensor logprob, "
     "float temperature) -> Tensor"
 )
 library.define(
-    "linear_logprob_row_grad(Tensor grad_logprob, Tensor targets, Tensor logsumexp, float temperature, "
-    "Tensor trainable_rows, Tensor row_logits) -> Tensor"
+    "linear_logprob_row_grad(Tensor grad_logprob, Tensor hidden, Tensor targets, Tensor logsumexp, float temperature, "
+    "Tensor trainable_rows, Tensor row_values) -> Tensor"
 )
 library.implement("linear_logprob", _composite)
 library.implement("linear_logprob_hidden_grad", _hidden_gradient)
@@ -274,7 +278,7 @@ if library.triton_available():
 library.register_fake("linear_logprob", _fake)
 library.register_fake("linear_logprob_hidden_grad", lambda *a: a[1].new_empty(a[1].shape))
 library.register_fake("linear_logprob_head_grad", lambda *a: a[2].new_empty(a[2].shape))
-library.register_fake("linear_logprob_row_grad", lambda *a: a[5].new_empty(a[5].shape))
+library.register_fake("linear_logprob_row_grad", lambda *a: a[6].new_empty(a[6].shape))
 library.register_autograd("linear_logprob", _differentiate, _save)
 for _name in ("hidden_grad", "head_grad", "row_grad"):
     library.refuse_second_derivative(f"linear_logprob_{_name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from elva.kernels.linear_logprob import advance_kernel
+from elva.kernels.linear_logprob import advance_kernel, replace_kernel
 
 TILE_ELEMENTS = 1 << 23
 """Logits in one tile (32 MB): what lies between the two products is read again from the second-level cache."""
@@ -22,7 +22,7 @@ def forward(
     temperature: float,
     with_expected: bool,
     trainable_rows: Tensor | None = None,
-    row_logits: Tensor | None = None,
+    row_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """logprob, entropy, logsumexp [T] and expected [T,H] (empty unless asked for); arguments as the operator's."""
     count, dim = hidden.shape
@@ -30,14 +30,14 @@ def forward(
     total, weighted, target, fade = (hidden.new_zeros(count, dtype=torch.float32) for _ in range(4))
     expected = hidden.new_zeros((count if with_expected else 0, dim), dtype=torch.float32)
     targets = targets.contiguous()
-    # Without such rows the kernel reads neither pointer.
-    given = 0 if trainable_rows is None else trainable_rows.shape[0]
-    given_rows = targets if trainable_rows is None else trainable_rows.contiguous()
-    given_logits = highest if row_logits is None else row_logits.contiguous()
+    if trainable_rows is None or row_values is None:
+        trainable_rows, row_values = targets[:0], weight[:0]
+    given_rows, given_logits = trainable_rows.contiguous(), _product(hidden, row_values.T)
     tile = max(256, TILE_ELEMENTS // max(count, 1) // 256 * 256)
     for first in range(0, weight.shape[0] if count else 0, tile):
         head = weight[first : first + tile]
         logits = _product(hidden, head.T)
+        _replace(logits, given_rows, given_logits, first)
         # The second product takes half precision where the head has it, as flash attention's does.
         p = logits if head.dtype == torch.float32 else torch.empty_like(logits, dtype=head.dtype)
         with torch.cuda.device_of(hidden):
@@ -45,8 +45,6 @@ def forward(
                 logits,
                 p,
                 targets,
-                given_rows,
-                given_logits,
                 highest,
                 total,
                 weighted,
@@ -54,16 +52,24 @@ def forward(
                 fade,
                 first,
                 head.shape[0],
-                given,
                 1 / temperature,
                 BLOCK=BLOCK,
             )
         if with_expected:
+            _replace(p, given_rows, torch.zeros_like(given_logits), first)
             expected = torch.addcmul(_product(p, head), expected, fade[:, None])
     logsumexp = highest + total.log()
     if with_expected:
-        expected = expected / total[:, None]
+        p = (given_logits / temperature - logsumexp[:, None]).exp()
+        expected = expected / total[:, None] + p @ row_values.float()
     return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
+
+
+def _replace(tile: Tensor, rows: Tensor, values: Tensor, first: int) -> None:
+    """Columns of a tile that begins at row `first` of the head take values [T, R]; rows outside of it do nothing."""
+    if values.numel():
+        with torch.cuda.device_of(tile):
+            replace_kernel[tuple(values.shape)](tile, rows, values, first, tile.shape[1], values.shape[1])
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

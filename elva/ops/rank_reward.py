@@ -7,9 +7,9 @@ in descending order, the positive at rank r and the negatives at ranks k (from 1
     R_rank   = s_pos / (1 + ln r) − γ Σ_{k≠r} s_(k) (ln k − 1)
     R_total  = α R_margin + ε R_rank
 
-Ranks are constants for the derivative: R is piecewise differentiable in the similarities. The paper is silent on
-ties: here a negative that ties with the positive stands before it (otherwise an encoder that maps everything to one
-point would rank every positive first), and negatives that tie with each other stand in the order of their index.
+Ranks are constants for the derivative: R is piecewise linear in the similarities. The paper is silent on ties: here a
+negative that ties with the positive stands before it (otherwise an encoder that maps everything to one point would
+rank every positive first), and negatives that tie with each other stand in the order of their index.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ import torch
 from torch import Tensor
 
 from elva.ops import library
-from elva.ops.rank_reward_check import check_options, check_tensors
+from elva.ops.advantage import advantage
+from elva.ops.rank_reward_check import check_options, check_scale, check_tensors
 
 _OPTIONS = (
     "float delta, float gamma, bool normalize_gamma, float alpha, float epsilon, float log_base, "
     "bool clamp_negative_weight"
 )
 _INPUTS = "Tensor query, Tensor positive, Tensor negatives, Tensor? mask"
-_OUTPUTS = "Tensor similarities, Tensor rank, Tensor margin, Tensor ranking, Tensor total"
+_OUTPUTS = (
+    "Tensor similarities, Tensor rank, Tensor margin, Tensor ranking, Tensor total, "
+    "Tensor weights, Tensor advantage"
+)
 _GRADIENTS = "Tensor grad_similarities, Tensor grad_margin, Tensor grad_ranking, Tensor grad_total"
 
 
@@ -38,6 +42,8 @@ class RankReward(NamedTuple):
     similarities: [B, G, 1+N] cosine of the query with the positive (index 0) and each negative, in [−1, 1];
         0 for a masked negative. rank: [B, G] int64, the positive's rank, from 1 (best).
     margin, ranking, total: [B, G] R_margin, R_rank and R_total = α R_margin + ε R_rank.
+    weights: [B, G, 1+N] ∂R_total/∂s of every similarity; 0 for a masked negative. Has no gradient.
+    advantage: [B, G] of R_total over the G rollouts of its query, without gradient; None where it was not asked for.
     """
 
     similarities: Tensor
@@ -45,6 +51,8 @@ class RankReward(NamedTuple):
     margin: Tensor
     ranking: Tensor
     total: Tensor
+    weights: Tensor
+    advantage: Tensor | None
 
 
 def rank_reward(
@@ -60,6 +68,7 @@ def rank_reward(
     normalize_gamma: bool = True,
     log_base: float = math.e,
     clamp_negative_weight: bool = False,
+    scale_rewards: str | None = None,
 ) -> RankReward:
     """Similarities, rank of the positive and ELVA's rewards for every query and rollout (module docstring).
 
@@ -76,10 +85,15 @@ def rank_reward(
         log_base: base of every logarithm above, > 1.
         clamp_negative_weight: max(ln k − 1, 0) instead of ln k − 1, which is negative at ranks 1 and 2: there the
             printed formula rewards a *higher* similarity of a negative.
+        scale_rewards: None, or how R_total becomes group-relative advantages (names as in TRL): ``"group"`` gives
+            (R − mean) / (std + 1e-4) over the G rollouts of a query, with the unbiased std; ``"none"`` R − mean. One
+            rollout, or equal rewards, give exactly 0, a NaN among them NaN. On GPUs one program then ranks all
+            rollouts of a query one after the other: no further launch, but B programs in that kernel instead of B·G.
 
     Returns:
-        RankReward. Differentiable in all but `rank`; a zero vector has cosine 0 and gradient 0, and among equally
-        hard negatives the first takes the margin's gradient. Shared candidates get the sum over the rollouts.
+        RankReward. Differentiable in similarities, margin, ranking and total; a zero vector has cosine 0 and gradient
+        0, and among equally hard negatives the first takes the margin's gradient. Shared candidates get the sum over
+        the rollouts.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, device or range; the message names it.
@@ -91,6 +105,7 @@ def rank_reward(
     """
     check_tensors(query, positive, negatives, mask)
     check_options(delta, gamma, alpha, epsilon, log_base)
+    check_scale(scale_rewards)
     outputs = torch.ops.elva.rank_reward.default(
         query,
         positive,
@@ -103,8 +118,10 @@ def rank_reward(
         epsilon,
         log_base,
         clamp_negative_weight,
+        scale_rewards,
     )
-    return RankReward(*outputs)
+    result = RankReward(*outputs)
+    return result._replace(advantage=None) if scale_rewards is None else result
 
 
 def rank_reward_reference(
@@ -120,6 +137,7 @@ def rank_reward_reference(
     normalize_gamma: bool = True,
     log_base: float = math.e,
     clamp_negative_weight: bool = False,
+    scale_rewards: str | None = None,
 ) -> RankReward:
     """`rank_reward` in plain PyTorch, differentiated by autograd: the definition the back-ends are tested against.
 
@@ -127,15 +145,19 @@ def rank_reward_reference(
     """
     check_tensors(query, positive, negatives, mask)
     check_options(delta, gamma, alpha, epsilon, log_base)
+    check_scale(scale_rewards)
     query, candidates, used = _gather(query, positive, negatives, mask)
     # One reduction over one tensor for positive and negatives alike, so that equal vectors give equal bits.
     similarities = (query * candidates).sum(-1) * _inverse_norm(query) * _inverse_norm(candidates)
-    rank, _, ranking_weight = _weights(
+    rank, margin_weight, ranking_weight = _weights(
         similarities.detach(), used, delta, gamma, normalize_gamma, log_base, clamp_negative_weight
     )
     margin = torch.relu(_gap(similarities, used) - delta)
     ranking = (ranking_weight * similarities).sum(-1)
-    return RankReward(similarities, rank, margin, ranking, alpha * margin + epsilon * ranking)
+    total = alpha * margin + epsilon * ranking
+    weights = alpha * margin_weight + epsilon * ranking_weight
+    advantages = None if scale_rewards is None else advantage(total.detach(), scale_rewards)
+    return RankReward(similarities, rank, margin, ranking, total, weights, advantages)
 
 
 def _gather(
@@ -214,12 +236,12 @@ def _weights(
 
 def _composite(
     query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
-) -> RankReward:
+) -> tuple[Tensor, ...]:
     """The operator where no kernel is registered for the device."""
     if query.device.type == "cpu":
         library.warn_without_native()
-    delta, gamma, normalize_gamma, alpha, epsilon, log_base, clamp_negative_weight = options
-    result = rank_reward_reference(
+    delta, gamma, normalize_gamma, alpha, epsilon, log_base, clamp_negative_weight, scale_rewards = options
+    *result, advantages = rank_reward_reference(
         query,
         positive,
         negatives,
@@ -231,8 +253,11 @@ def _composite(
         normalize_gamma=normalize_gamma,
         log_base=log_base,
         clamp_negative_weight=clamp_negative_weight,
+        scale_rewards=scale_rewards,
     )
-    return RankReward(*(output.contiguous() for output in result))
+    if advantages is None:
+        advantages = result[0].new_empty(0)
+    return *(output.contiguous() for output in result), advantages
 
 
 def _composite_backward(
@@ -276,14 +301,15 @@ def _composite_backward(
 
 def _triton(
     query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
-) -> RankReward:
+) -> tuple[Tensor, ...]:
     """The operator on CUDA devices. float64 is for checks, not for speed, so it has no kernel."""
     if query.dtype == torch.float64:
         return _composite(query, positive, negatives, mask, *options)
     from elva.ops.rank_reward_triton import forward
 
     check_tensors(query, positive, negatives, mask)
-    return RankReward(*forward(query, positive, negatives, mask, *options))
+    check_scale(options[-1])
+    return forward(query, positive, negatives, mask, *options)
 
 
 def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,16 +324,19 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _fake(
     query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
-) -> RankReward:
+) -> tuple[Tensor, ...]:
     check_tensors(query, positive, negatives, mask)
     dtype = torch.promote_types(query.dtype, torch.float32)
     rows = tuple(query.shape[:2])
-    return RankReward(
-        query.new_empty((*rows, 1 + negatives.shape[2]), dtype=dtype),
+    cells = (*rows, 1 + negatives.shape[2])
+    return (
+        query.new_empty(cells, dtype=dtype),
         query.new_empty(rows, dtype=torch.int64),
         query.new_empty(rows, dtype=dtype),
         query.new_empty(rows, dtype=dtype),
         query.new_empty(rows, dtype=dtype),
+        query.new_empty(cells, dtype=dtype),
+        query.new_empty(0 if options[-1] is None else rows, dtype=dtype),
     )
 
 
@@ -322,15 +351,16 @@ def _fake_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:4], output[0])
-    ctx.options = inputs[4:]
+    ctx.options = inputs[4:-1]  # all but scale_rewards
+    ctx.mark_non_differentiable(output[5], output[6])
 
 
 def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-    grad_similarities, _, grad_margin, grad_ranking, grad_total = grads
+    grad_similarities, _, grad_margin, grad_ranking, grad_total, _, _ = grads
     gradients = torch.ops.elva.rank_reward_backward.default(
         grad_similarities, grad_margin, grad_ranking, grad_total, *ctx.saved_tensors, *ctx.options
     )
-    return *gradients, None, *(None for _ in ctx.options)
+    return *gradients, None, *(None for _ in ctx.options), None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -351,7 +381,7 @@ def _differentiate_twice(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     return *found, *(None for _ in ctx.options)
 
 
-library.define(f"rank_reward({_INPUTS}, {_OPTIONS}) -> ({_OUTPUTS})")
+library.define(f"rank_reward({_INPUTS}, {_OPTIONS}, str? scale_rewards) -> ({_OUTPUTS})")
 library.define(
     f"rank_reward_backward({_GRADIENTS}, {_INPUTS}, Tensor similarities, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )

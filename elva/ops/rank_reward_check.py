@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SCALES = ("group", "none")
 
 
 def check_tensors(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None) -> None:
@@ -46,6 +47,12 @@ def check_options(delta: float, gamma: float, alpha: float, epsilon: float, log_
             raise ValueError(f"{name} is {value}; expected a finite number")
     if not (math.isfinite(log_base) and log_base > 1):
         raise ValueError(f"log_base is {log_base}; expected a finite number above 1")
+
+
+def check_scale(scale_rewards: str | None) -> None:
+    """Raise ValueError unless `scale_rewards` is one of SCALES or None."""
+    if scale_rewards is not None and scale_rewards not in SCALES:
+        raise ValueError(f"scale_rewards is {scale_rewards!r}; expected None or one of {SCALES}")
 
 
 def _rows_fit(tensor: Tensor, batch: int, groups: int) -> bool:

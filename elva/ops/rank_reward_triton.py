@@ -6,6 +6,7 @@ With ``TRITON_INTERPRET=1`` set before the import, both functions also run on CP
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,16 +29,21 @@ BLOCK_GRADIENTS = 8
 
 def forward(
     query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, *options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """similarities [B,G,1+N], rank, margin, ranking, total [B,G]; arguments as the operator's, not float64."""
+) -> tuple[Tensor, ...]:
+    """The operator's seven outputs; arguments as the operator's, not float64."""
+    *reward_options, scale_rewards = options
     batch, rollouts, dim = query.shape
     count = negatives.shape[2]
     similarities = query.new_empty((batch, rollouts, 1 + count), dtype=torch.float32)
     rank = query.new_empty((batch, rollouts), dtype=torch.int64)
     margin, ranking, total = (query.new_empty((batch, rollouts), dtype=torch.float32) for _ in range(3))
+    weights = torch.empty_like(similarities)
+    grouped = scale_rewards is not None
+    advantage = query.new_empty((batch, rollouts) if grouped else 0, dtype=torch.float32)
+    outputs = (similarities, rank, margin, ranking, total, weights, advantage)
     rows = batch * rollouts
     if rows == 0:
-        return similarities, rank, margin, ranking, total
+        return outputs
     query, positive, negatives = _dense_rows(query), _dense_rows(positive), _dense_rows(negatives)
     flags, flag_strides = _flags(query, mask)
     with torch.cuda.device_of(query):
@@ -58,19 +64,24 @@ def forward(
             BLOCK_C=BLOCK_CANDIDATES,
             BLOCK_D=_block_d(dim),
         )
-        rewards_kernel[(rows,)](
+        rewards_kernel[(batch if grouped else rows,)](
             similarities,
             flags,
             rank,
             margin,
             ranking,
             total,
+            weights,
+            advantage,
             rollouts,
             count,
             *flag_strides,
-            **_reward_arguments(mask, options),
+            **_reward_arguments(mask, reward_options),
+            GROUPED=grouped,
+            SCALE=scale_rewards == "group",
+            BLOCK_G=triton.next_power_of_2(rollouts) if grouped else 1,
         )
-    return similarities, rank, margin, ranking, total
+    return outputs
 
 
 def backward(
@@ -218,7 +229,7 @@ def _flags(like: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int, i
     return mask.view(torch.uint8), (batch, 0 if mask.shape[1] == 1 else group, step)
 
 
-def _reward_arguments(mask: Tensor | None, options: tuple[Any, ...]) -> dict[str, Any]:
+def _reward_arguments(mask: Tensor | None, options: Sequence[Any]) -> dict[str, Any]:
     delta, gamma, normalize_gamma, alpha, epsilon, log_base, clamp_negative_weight = options
     return {
         "delta": delta,

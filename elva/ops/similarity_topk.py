@@ -22,7 +22,7 @@ from elva.ops.similarity_topk_check import as_blocks, check_arguments
 MAX_K = 1024
 BLOCK = 1 << 16
 """Keys copied at once where they lie on another device than the queries."""
-_REFERENCE_BLOCK = 4096
+_REFERENCE_BLOCK, _REFERENCE_QUERIES = 4096, 1024
 _MULTIPLIES_BFLOAT16 = library.native_available() and bool(
     getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
 )
@@ -205,19 +205,35 @@ def _composite(
         library.warn_without_native()
     for start in range(0, keys.shape[0], _REFERENCE_BLOCK):
         block = keys[start : start + _REFERENCE_BLOCK]
-        scores = _scores(query.to(values.dtype), block.to(values.dtype), cosine)
-        numbers = offset + start + torch.arange(block.shape[0], device=keys.device)
-        bad = scores.isnan()
-        if ceiling is not None:
-            bad = bad | (scores > ceiling[:, None])
-        if exclude is not None:
-            bad = bad | (numbers[:, None] == exclude[:, None, :]).any(-1)
-        scores = scores.masked_fill(bad, -torch.inf)
-        # Stable, and earlier keys first: ties stand in the order of their numbers.
-        merged, order = torch.cat([values, scores], 1).sort(dim=1, descending=True, stable=True)
-        numbers = torch.cat([indices, numbers.expand_as(scores)], 1).gather(1, order[:, : values.shape[1]])
-        values.copy_(merged[:, : values.shape[1]])
-        indices.copy_(torch.where(values > -torch.inf, numbers, -1))
+        for first in range(0, query.shape[0], _REFERENCE_QUERIES):
+            rows = slice(first, first + _REFERENCE_QUERIES)
+            limit, skip = (None if part is None else part[rows] for part in (ceiling, exclude))
+            _merge(query[rows], block, limit, skip, offset + start, cosine, values[rows], indices[rows])
+
+
+def _merge(
+    query: Tensor,
+    keys: Tensor,
+    ceiling: Tensor | None,
+    exclude: Tensor | None,
+    offset: int,
+    cosine: bool,
+    values: Tensor,
+    indices: Tensor,
+) -> None:
+    scores = _scores(query.to(values.dtype), keys.to(values.dtype), cosine)
+    numbers = offset + torch.arange(keys.shape[0], device=keys.device)
+    bad = scores.isnan()
+    if ceiling is not None:
+        bad = bad | (scores > ceiling[:, None])
+    if exclude is not None:
+        bad = bad | (numbers[:, None] == exclude[:, None, :]).any(-1)
+    scores = scores.masked_fill(bad, -torch.inf)
+    # Stable, and earlier keys first: ties stand in the order of their numbers.
+    merged, order = torch.cat([values, scores], 1).sort(dim=1, descending=True, stable=True)
+    numbers = torch.cat([indices, numbers.expand_as(scores)], 1).gather(1, order[:, : values.shape[1]])
+    values.copy_(merged[:, : values.shape[1]])
+    indices.copy_(torch.where(values > -torch.inf, numbers, -1))
 
 
 def _scores(query: Tensor, keys: Tensor, cosine: bool) -> Tensor:

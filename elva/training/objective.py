@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,12 +14,14 @@ from elva.training.config import RewardSettings
 class Ranking:
     """Rewards of one micro-batch.
 
-    ``reward [Q, G]``; ``rank [Q, G]`` of the positive; ``similarities [Q, G, 1 + C]``, positive first, 0 where masked.
+    ``reward [Q, G]``; ``rank [Q, G]`` of the positive; ``similarities [Q, G, 1 + C]``, positive first, and ``weights``,
+    ∂reward/∂similarities (ranks are constants), both 0 where masked.
     """
 
     reward: torch.Tensor
     rank: torch.Tensor
     similarities: torch.Tensor
+    weights: torch.Tensor
 
 
 def rank_candidates(
@@ -39,7 +40,7 @@ def rank_candidates(
     pool = candidates.transpose(0, 1).unsqueeze(0).expand(len(queries), -1, -1, -1)
     mask = negatives.unsqueeze(1).expand(-1, pool.shape[1], -1)
     result = rank_reward(queries, candidates[positive], pool, mask, **asdict(settings))
-    return Ranking(result.total, result.rank, result.similarities)
+    return Ranking(result.total, result.rank, result.similarities, result.weights)
 
 
 def credit_items(
@@ -52,50 +53,20 @@ def credit_items(
     """`credit: item`: all G × G similarities, so that each rollout is judged by what it did itself.
 
     A query rollout's reward is its mean over the candidates' rollouts. A candidate's rollout is credited with its
-    first-order share w·s (w = ∂R/∂s) of the rewards of all queries that rank it: returned as [C, Gc].
+    first-order share w·s (w = ∂R/∂s) of the rewards of all queries that rank it: returned as [C, Gc]. Similarities
+    and weights are those of the candidates' first rollouts.
     """
     rankings, shares = [], []
     for own in range(candidates.shape[1]):
         ranking = rank_candidates(queries, candidates[:, own : own + 1], positive, negatives, settings)
-        share = (similarity_weights(ranking.similarities, negatives, settings) * ranking.similarities).mean(1)
+        share = (ranking.weights * ranking.similarities).mean(1)
         credit = share[:, 1:].sum(0).index_add(0, positive, share[:, 0])
         rankings.append(ranking)
         shares.append(credit)
     reward = torch.stack([ranking.reward for ranking in rankings]).mean(0)
     rank = torch.stack([ranking.rank for ranking in rankings]).float().mean(0)
-    return Ranking(reward, rank, rankings[0].similarities), torch.stack(shares, dim=1)
-
-
-def similarity_weights(
-    similarities: torch.Tensor, negatives: torch.Tensor, settings: RewardSettings
-) -> torch.Tensor:
-    """∂R_total/∂s of every similarity (docs/method.md; ranks are constants): [Q, G, 1 + C], 0 where masked."""
-    positive, others = similarities[..., :1], similarities[..., 1:]
-    valid = negatives.unsqueeze(1).expand_as(others)
-    others = others.masked_fill(~valid, -math.inf)
-    order = others.argsort(dim=-1, descending=True, stable=True)
-    place = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(1, order.shape[-1] + 1).expand_as(order).to(order)
-    )
-    k = place + (others < positive)
-    penalty = k.to(others.dtype).log() - 1
-    if settings.clamp_negative_weight:
-        penalty = penalty.clamp_min(0)
-    gamma = torch.full_like(positive, settings.gamma)
-    if settings.normalize_gamma:
-        ranks = torch.arange(1, others.shape[-1] + 2, device=others.device, dtype=others.dtype)
-        count = 1 + valid.sum(-1, keepdim=True)
-        total = ((ranks.log() - 1).clamp_min(0) * (ranks <= count)).sum(-1, keepdim=True)
-        gamma = torch.where(total > 0, settings.gamma / total.clamp_min(1e-12), 0.0)
-    rank = 1 + (others >= positive).sum(-1, keepdim=True)
-    hardest = valid.any(-1, keepdim=True)
-    active = hardest & (positive - others.amax(-1, keepdim=True) > settings.delta)
-    first = torch.arange(others.shape[-1], device=others.device) == others.argmax(-1, keepdim=True)
-    weight_positive = settings.epsilon / (1 + rank.to(others.dtype).log()) + settings.alpha * active.to(
-        others.dtype
-    )
-    weight_negative = -settings.epsilon * gamma * penalty - settings.alpha * (active & first).to(others.dtype)
-    return torch.cat([weight_positive, weight_negative.masked_fill(~valid, 0)], dim=-1)
+    first = rankings[0]
+    return Ranking(reward, rank, first.similarities, first.weights), torch.stack(shares, dim=1)
 
 
 def pathwise_loss(reward: torch.Tensor, scale_rewards: str, max_completion_length: int) -> torch.Tensor:

@@ -44,12 +44,16 @@ def run_stage(config: StageConfig) -> Path:
         return model
     output.mkdir(parents=True, exist_ok=True)
     _same_settings(config, output)
-    set_seed(config.seed)
-    arguments = _arguments(config)
-    trainer = _trainer(config, arguments)
+    trainer = make_trainer(config)
     trainer.train(resume_from_checkpoint=_whole_checkpoint(output / CHECKPOINTS))
     _finish(trainer, output, model)
     return model
+
+
+def make_trainer(config: StageConfig) -> StageTrainer:
+    """The stage's trainer before its first step: generators seeded, data read, hard negatives mined."""
+    set_seed(config.seed)
+    return _trainer(config, _arguments(config))
 
 
 def _arguments(config: StageConfig) -> TrainingArguments:

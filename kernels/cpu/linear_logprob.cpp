@@ -3,7 +3,7 @@
 // The vocabulary comes in tiles. Their logits exist in one buffer, in which one pass turns them into unnormalised
 // probabilities under the running maximum; the product of those with the same rows of the head, summed over the
 // tiles, is all that the gradient of a frozen head needs (flash attention with keys = values = head). Rows of the head
-// that train come with their logits, and are left out of the second product.
+// that train come apart: their logits overwrite the tile's, and the second product leaves them out.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -56,18 +56,27 @@ struct Running {
   A fade = 0;                                       // what the last tile's maximum left of earlier sums
 };
 
-// Rows of the head whose logits [T, count] are given.
+// Rows of the head that come apart.
 template <typename A>
 struct Given {
-  const int64_t* rows = nullptr;
-  const A* logits = nullptr;
-  int64_t count = 0;
+  const int64_t* rows;
+  const A* values;  // [count, dim]
+  const A* logits;  // [T, count]
+  int64_t count, dim;
 
   // Calls f(column in the tile, logit) for those that lie in it.
   template <typename F>
   void each(int64_t token, int64_t first, int64_t width, const F& f) const {
     for (int64_t i = 0; i < count; ++i)
       if (rows[i] >= first && rows[i] < first + width) f(rows[i] - first, logits[token * count + i]);
+  }
+
+  // expected += sum of their p * values
+  void add(int64_t token, A scale, A logsumexp, A* expected) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const A p = std::exp(logits[token * count + i] * scale - logsumexp);
+      for (int64_t j = 0; j < dim; ++j) expected[j] += p * values[i * dim + j];
+    }
   }
 };
 
@@ -95,14 +104,14 @@ void accumulate(const std::vector<Running<A>>& tokens, const Tensor& product, co
 }
 
 template <typename T, typename A>
-void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A scale, const Given<A>& given,
-           std::vector<Running<A>>& tokens, const Tensor* expected, ScalarType type) {
-  const int64_t count = hidden.size(0), dim = hidden.size(1), vocabulary = weight.size(0);
+void sweep(const Tensor& rows, const Tensor& weight, const int64_t* targets, A scale, const Given<A>& given,
+           std::vector<Running<A>>& tokens, const Tensor* expected) {
+  const int64_t count = rows.size(0), dim = rows.size(1), vocabulary = weight.size(0);
+  const ScalarType type = rows.scalar_type();
   const int64_t tile = std::min(vocabulary, std::max(kLeastTile, kTileElements / count));
   const bool narrow = !std::is_same_v<T, A>;
-  const Tensor rows = widened<T, A>(hidden, 0, count, empty(hidden, {narrow ? count : 0, dim}, type));
-  const Tensor buffer = empty(hidden, {narrow ? tile : 0, dim}, type), flat = empty(hidden, {count * tile}, type);
-  const Tensor product = empty(hidden, {expected ? count : 0, dim}, type);
+  const Tensor buffer = empty(rows, {narrow ? tile : 0, dim}, type), flat = empty(rows, {count * tile}, type);
+  const Tensor product = empty(rows, {expected ? count : 0, dim}, type);
   for (int64_t first = 0; first < vocabulary; first += tile) {
     const std::vector<int64_t> size{count, std::min(tile, vocabulary - first)};
     const Tensor head = widened<T, A>(weight, first, size[1], buffer);
@@ -128,7 +137,7 @@ void sweep(const Tensor& hidden, const Tensor& weight, const int64_t* targets, A
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_in, const Tensor& weight_in,
                                                           const Tensor& targets_in, double temperature,
                                                           bool with_expected, const std::optional<Tensor>& rows_in,
-                                                          const std::optional<Tensor>& row_logits_in) {
+                                                          const std::optional<Tensor>& values_in) {
   STD_TORCH_CHECK(hidden_in.dim() == 2 && weight_in.dim() == 2 && hidden_in.size(1) == weight_in.size(1) &&
                       hidden_in.is_cpu() && weight_in.is_cpu() && hidden_in.scalar_type() == weight_in.scalar_type(),
                   "expected hidden [T, H] and weight [V, H] of one dtype");
@@ -143,25 +152,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_i
   const ScalarType type = hidden.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Tensor logprob = empty(hidden, {count}, type), entropy = empty(hidden, {count}, type);
   Tensor logsumexp = empty(hidden, {count}, type), expected = empty(hidden, {with_expected ? count : 0, dim}, type);
-  const bool has_rows = rows_in.has_value() && row_logits_in.has_value();
-  STD_TORCH_CHECK(has_rows || (!rows_in.has_value() && !row_logits_in.has_value()),
-                  "trainable_rows and row_logits come together");
-  const Tensor rows = has_rows ? torch::stable::contiguous(*rows_in) : targets;
-  const Tensor row_logits = has_rows ? torch::stable::contiguous(*row_logits_in) : logsumexp;
-  if (has_rows)
-    STD_TORCH_CHECK(rows.dim() == 1 && rows.is_cpu() && rows.scalar_type() == ScalarType::Long &&
-                        row_logits.dim() == 2 && row_logits.is_cpu() && row_logits.scalar_type() == type &&
-                        row_logits.size(0) == count && row_logits.size(1) == rows.size(0),
-                    "expected trainable_rows int64 [R] and row_logits [T, R] in the accumulation dtype");
+  STD_TORCH_CHECK(rows_in.has_value() == values_in.has_value(), "trainable_rows and row_values come together");
+  const Tensor given_rows = rows_in ? torch::stable::contiguous(*rows_in) : slice(targets, 0, 0);
+  const Tensor given_values = values_in ? torch::stable::contiguous(*values_in) : slice(weight, 0, 0);
+  const int64_t given_count = given_rows.size(0);
+  STD_TORCH_CHECK(given_rows.dim() == 1 && given_rows.is_cpu() && given_rows.scalar_type() == ScalarType::Long &&
+                      given_values.dim() == 2 && given_values.is_cpu() && given_values.size(0) == given_count &&
+                      given_values.size(1) == dim && given_values.scalar_type() == hidden.scalar_type(),
+                  "expected trainable_rows int64 [R] and row_values [R, H] in hidden's dtype");
   if (count == 0) return {logprob, entropy, logsumexp, expected};
   torch::stable::zero_(expected);
   with_types(hidden, [&]<typename T, typename A>(T, A) {
     std::vector<Running<A>> tokens(count);
-    const Given<A> given = has_rows ? Given<A>{rows.const_data_ptr<int64_t>(), row_logits.const_data_ptr<A>(),
-                                               rows.size(0)}
-                                    : Given<A>{};
-    sweep<T, A>(hidden, weight, ids, static_cast<A>(1 / temperature), given, tokens,
-                with_expected ? &expected : nullptr, type);
+    const A scale = static_cast<A>(1 / temperature);
+    const bool narrow = !std::is_same_v<T, A>;
+    const Tensor values = widened<T, A>(given_values, 0, given_count,
+                                        empty(hidden, {narrow ? given_count : 0, dim}, type));
+    const Tensor given_logits = empty(hidden, {count, given_count}, type);
+    const Tensor rows = widened<T, A>(hidden, 0, count, empty(hidden, {narrow ? count : 0, dim}, type));
+    if (given_count) multiply_transposed(rows, values, given_logits);
+    const Given<A> given{given_rows.const_data_ptr<int64_t>(), values.const_data_ptr<A>(),
+                         given_logits.const_data_ptr<A>(), given_count, dim};
+    sweep<T, A>(rows, weight, ids, scale, given, tokens, with_expected ? &expected : nullptr);
     A *logprobs = logprob.mutable_data_ptr<A>(), *entropies = entropy.mutable_data_ptr<A>();
     A* sums = logsumexp.mutable_data_ptr<A>();
     A* means = with_expected ? expected.mutable_data_ptr<A>() : nullptr;
@@ -169,7 +181,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_i
       sums[t] = tokens[t].highest + std::log(tokens[t].total);
       logprobs[t] = tokens[t].target - sums[t];
       entropies[t] = sums[t] - tokens[t].weighted / tokens[t].total;
-      for (int64_t i = 0; means && i < dim; ++i) means[t * dim + i] /= tokens[t].total;
+      if (!means) continue;
+      for (int64_t i = 0; i < dim; ++i) means[t * dim + i] /= tokens[t].total;
+      given.add(t, scale, sums[t], means + t * dim);
     }
   });
   return {logprob, entropy, logsumexp, expected};

@@ -8,9 +8,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
+#include "huge_pages.h"
 #include "reward.h"
 #include "tensors.h"
 #include "vector.h"
@@ -208,11 +210,13 @@ struct Inputs {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_reward(
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rank_reward(
     const Tensor& query, const Tensor& positive, const Tensor& negatives, const std::optional<Tensor>& mask_tensor,
     double delta, double gamma, bool normalize_gamma, double alpha, double epsilon, double log_base,
-    bool clamp_negative_weight) {
+    bool clamp_negative_weight, const std::optional<std::string>& scale_rewards) {
   const Inputs inputs(query, positive, negatives, mask_tensor);
+  STD_TORCH_CHECK(!scale_rewards || *scale_rewards == "group" || *scale_rewards == "none",
+                  "scale_rewards must be group, none or None");
   const Options options{delta, gamma, normalize_gamma, alpha, epsilon, log_base, clamp_negative_weight};
   const int64_t rows = inputs.batch * inputs.rollouts, columns = 1 + inputs.count;
   const ScalarType type = query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -224,6 +228,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_reward(
   Tensor margin = empty({inputs.batch, inputs.rollouts}, type);
   Tensor ranking = empty({inputs.batch, inputs.rollouts}, type);
   Tensor total = empty({inputs.batch, inputs.rollouts}, type);
+  Tensor weights = empty({inputs.batch, inputs.rollouts, columns}, type);
+  Tensor advantages = scale_rewards ? empty({inputs.batch, inputs.rollouts}, type) : empty({0}, type);
   with_types(query, [&]<typename T, typename A>(T, A) {
     const Mask mask = inputs.mask();
     const Queries<A> queries = inputs.queries<T, A>();
@@ -232,22 +238,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rank_reward(
     similarities_of(inputs.others<T>(), queries, mask, out, columns);
     int64_t* ranks = rank.mutable_data_ptr<int64_t>();
     A *margins = margin.mutable_data_ptr<A>(), *rankings = ranking.mutable_data_ptr<A>();
-    A* totals = total.mutable_data_ptr<A>();
+    A *totals = total.mutable_data_ptr<A>(), *on_similarities = weights.mutable_data_ptr<A>();
     torch::stable::parallel_for(0, rows, grain(16 * columns), [&](int64_t begin, int64_t end) {
-      std::vector<double> weights(columns);
+      std::vector<double> ranking_weights(columns);
       std::vector<int64_t> order;
       for (int64_t row = begin; row < end; ++row) {
         const bool* used = mask.row(row / inputs.rollouts, row % inputs.rollouts);
         const Reward result =
-            reward(out + row * columns, used, mask.stride_n, inputs.count, options, weights.data(), order);
+            reward(out + row * columns, used, mask.stride_n, inputs.count, options, ranking_weights.data(), order);
         ranks[row] = result.rank;
         margins[row] = static_cast<A>(result.margin);
         rankings[row] = static_cast<A>(result.ranking);
         totals[row] = static_cast<A>(alpha * result.margin + epsilon * result.ranking);
+        for (int64_t c = 0; c < columns; ++c) {
+          const double weight = epsilon * ranking_weights[c] + alpha * result.margin_weight(c);
+          on_similarities[row * columns + c] = static_cast<A>(weight);
+        }
       }
     });
+    if (!scale_rewards) return;
+    for (int64_t row = 0; row < rows; row += inputs.rollouts)
+      advantage(totals + row, inputs.rollouts, *scale_rewards == "group", advantages.mutable_data_ptr<A>() + row);
   });
-  return {similarities, rank, margin, ranking, total};
+  return {similarities, rank, margin, ranking, total, weights, advantages};
 }
 
 std::tuple<Tensor, Tensor, Tensor> rank_reward_backward(
@@ -262,7 +275,11 @@ std::tuple<Tensor, Tensor, Tensor> rank_reward_backward(
     STD_TORCH_CHECK(grad->numel() == rows * columns, "expected one similarity per (query, rollout, candidate)");
   for (const Tensor* grad : {&grad_margin, &grad_ranking, &grad_total})
     STD_TORCH_CHECK(grad->numel() == rows, "expected one gradient per (query, rollout)");
-  const auto like = [](const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); };
+  const auto like = [](const Tensor& tensor) {
+    const Tensor fresh = torch::stable::new_empty(tensor, tensor.sizes());
+    advise_huge_pages(fresh);
+    return fresh;
+  };
   Tensor grad_query = like(query), grad_positive = like(positive), grad_negatives = like(negatives);
   const Tensor dense[] = {torch::stable::contiguous(grad_similarities), torch::stable::contiguous(grad_margin),
                           torch::stable::contiguous(grad_ranking), torch::stable::contiguous(grad_total),
@@ -288,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor> rank_reward_backward(
         for (int64_t c = 0; c < columns; ++c) {
           double weight = 0;
           if (mask.used(b, g, c)) weight = on_similarities[row * columns + c] + ranking * ranking_weights[c];
-          if (result.hardest) weight += c == 0 ? margin : c == result.hardest ? -margin : 0;
+          weight += margin * result.margin_weight(c);
           weights[row * columns + c] = static_cast<A>(weight);
           sum += weight * s[c];
         }

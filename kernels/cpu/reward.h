@@ -1,4 +1,5 @@
-// From the similarities of one (query, rollout) to its rewards, and to the derivatives of the rewards in them.
+// From the similarities of one (query, rollout) to its rewards, the derivatives of the rewards in them, and from the
+// rewards of a query's rollouts to their advantages.
 #pragma once
 
 #include <algorithm>
@@ -19,6 +20,12 @@ struct Reward {
   int64_t rank;          // of the positive, from 1
   double margin, ranking;
   int64_t hardest;       // candidate index of the first hardest negative while the margin is active, else 0
+
+  // dR_margin/ds of one candidate.
+  double margin_weight(int64_t candidate) const {
+    if (hardest == 0) return 0;
+    return candidate == 0 ? 1 : candidate == hardest ? -1 : 0;
+  }
 };
 
 // `similarities` holds the positive and then `count` negatives; `used` (may be null) one flag per negative, `step`
@@ -64,6 +71,22 @@ Reward reward(const A* similarities, const bool* used, int64_t step, int64_t cou
     if (slack > 0) result.hardest = order[0];
   }
   return result;
+}
+
+// out[g] = (R_g - mean) / (std + 1e-4), or R_g - mean where not `scaled`. Equal rewards give exactly 0; NaN, which
+// differs from itself, stays.
+template <typename A>
+void advantage(const A* rewards, int64_t rollouts, bool scaled, A* out) {
+  double sum = 0, squares = 0;
+  bool equal = true;
+  for (int64_t g = 0; g < rollouts; ++g) {
+    sum += rewards[g];
+    equal = equal && rewards[g] == rewards[0];
+  }
+  const double mean = sum / rollouts;
+  for (int64_t g = 0; g < rollouts; ++g) squares += (rewards[g] - mean) * (rewards[g] - mean);
+  const double scale = scaled ? std::sqrt(squares / std::max<int64_t>(1, rollouts - 1)) + 1e-4 : 1;
+  for (int64_t g = 0; g < rollouts; ++g) out[g] = equal ? A(0) : static_cast<A>((rewards[g] - mean) / scale);
 }
 
 }  // namespace elva

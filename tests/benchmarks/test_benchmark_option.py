@@ -13,7 +13,7 @@ import typer
 from benchmarks.report import load, main
 
 ROOT = Path(__file__).resolve().parents[2]
-CASE = "tiered_rank and elva and paper and not compile"
+CASE = "linear_logprob and 256 and cpu and (elva or Liger)"
 
 
 def run_pytest(*arguments: str) -> str:
@@ -43,11 +43,15 @@ def test_a_saved_run_becomes_a_report(tmp_path, capsys):
     (row,) = run["benchmarks"]
     assert 0 < row["extra_info"]["share_of_ceiling"] < 1.5
     assert "node" not in run["machine_info"]
+    (skipped,) = run["skipped"]
+    assert skipped["contender"] == "Liger, cross-entropy"
+    assert skipped["reason"] in ("not installed", "needs a GPU")
     page = tmp_path / "benchmarks.md"
     main([saved], page)
     text = page.read_text()
-    assert "### tiered_rank: paper" in text
+    assert "### linear_logprob: 256" in text
     assert "| elva |" in text
+    assert f"| Liger, cross-entropy | {skipped['reason']} |" in text
     assert (tmp_path / "benchmarks-run.png").stat().st_size > 1000
 
 

@@ -187,17 +187,23 @@ def hidden_problem(dtype=torch.float64):
     return hidden, weight, ids, rewards, mask, old, ref
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", ["hidden", "head", "rows"])
 @pytest.mark.parametrize("references", [False, True])
 def test_from_hidden_equals_the_loss_of_the_logits(trained, references):
     hidden, weight, ids, rewards, mask, old, ref = hidden_problem()
     loss = GRPOLoss(beta=0.3 if references else 0.0)
     extra = (old, ref) if references else (None, None)
-    inputs = [hidden.requires_grad_(), *([weight.requires_grad_()] if trained else [])]
+    frozen, options = weight, {}
+    values = {"hidden": None, "head": weight, "rows": torch.ones(1, 6, dtype=torch.float64)}[trained]
+    inputs = [x.requires_grad_() for x in (hidden, values) if x is not None]
+    if trained == "rows":
+        rows = ids[mask][:1]
+        options = {"trainable_rows": rows, "row_values": values}
+        weight = weight.index_copy(0, rows, values)
     logps = (hidden @ weight.T / 0.8).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
     expected = loss(logps, rewards, mask, *extra)
     metrics = loss.metrics
-    found = loss.from_hidden(hidden, weight, ids, rewards, mask, *extra, temperature=0.8)
+    found = loss.from_hidden(hidden, frozen, ids, rewards, mask, *extra, temperature=0.8, **options)
     torch.testing.assert_close(found, expected)
     for one, other in zip(
         torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True

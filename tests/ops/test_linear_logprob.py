@@ -84,8 +84,14 @@ def assert_as_defined(
     found = results(function, hidden, weight, targets, head, **options)
     plain = results(linear_logprob_reference, hidden, weight, targets, head, **options)
     exact = results(linear_logprob_reference, hidden.double(), weight.double(), targets, head, **options)
-    logits = (hidden.double() @ weight.double().T / options.get("temperature", 1.0)).abs()
-    largest = 1 + float(logits.max()) if logits.numel() else 1.0
+    assert_as_exact(
+        found, plain, exact, hidden.double() @ weight.double().T / options.get("temperature", 1.0)
+    )
+
+
+def assert_as_exact(found: list[Tensor], plain: list[Tensor], exact: list[Tensor], logits: Tensor) -> None:
+    """Errors below twice those of plain PyTorch, and a little that grows with the logits."""
+    largest = 1 + float(logits.abs().max()) if logits.numel() else 1.0
     for value, other, true in zip(found, plain, exact, strict=True):
         assert value.dtype == other.dtype and value.shape == true.shape
         error, of_plain = (value.double() - true).abs(), (other.double() - true).abs()
@@ -134,6 +140,51 @@ def test_trainable_rows_get_a_sparse_gradient():
     torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=1e-6)
 
 
+def some_rows(vocabulary: int) -> Tensor:
+    """First, last and inner rows, in no order: they lie in different tiles."""
+    return torch.tensor(
+        sorted({0, vocabulary - 1, vocabulary // 2, 17 % vocabulary}, reverse=True), device=DEVICE
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("count", "vocabulary"), [(0, 9), (1, 1), (33, 5), (9, 700), (3000, 2000)])
+def test_values_in_the_place_of_rows(dtype: torch.dtype, count: int, vocabulary: int):
+    hidden, weight, targets = problem(1, count, 8, vocabulary, dtype)
+    rows = some_rows(vocabulary)
+    values = torch.randn(len(rows), 8, generator=torch.Generator().manual_seed(2)).to(weight)
+    targets[: 2 * len(rows)] = rows.repeat(2)[:count]
+    # Of the rows that are replaced nothing may be left.
+    weight[rows] = 100.0
+
+    def step(function: Callable[..., LinearLogprob], *inputs: Tensor) -> list[Tensor]:
+        h, w, v = (x.detach().requires_grad_() for x in inputs)
+        out = function(h, w, targets, temperature=0.7, trainable_rows=rows, row_values=v)
+        upstream = torch.randn(count, generator=torch.Generator().manual_seed(5)).to(out.logprob)
+        grads = torch.autograd.grad(out.logprob, (h, v, w), upstream, allow_unused=True)
+        assert grads[2] is None or not grads[2].any()
+        return [out.logprob.detach(), out.entropy, *grads[:2]]
+
+    inputs = (hidden, weight, values)
+    exact = [x.double() for x in inputs]
+    logits = exact[0] @ exact[1].index_copy(0, rows, exact[2]).T / 0.7
+    plain = step(linear_logprob_reference, *inputs)
+    assert_as_exact(step(linear_logprob, *inputs), plain, step(linear_logprob_reference, *exact), logits)
+
+
+@pytest.mark.parametrize("with_expected", [False, True])
+def test_backends_put_the_values_into_both_products(monkeypatch, with_expected):
+    monkeypatch.setattr(sys.modules["elva.ops.linear_logprob"], "TILE_ELEMENTS", 1 << 11)
+    hidden, weight, targets = problem(1, 7, 8, 900, torch.float64)
+    rows = some_rows(900)
+    values = torch.randn(len(rows), 8, dtype=torch.float64).to(DEVICE)
+    arguments = (hidden, weight, targets, 0.7, with_expected, rows, values)
+    whole = (hidden, weight.index_copy(0, rows, values), *arguments[2:5], None, None)
+    for function in (torch.ops.elva.linear_logprob.default, _composite):
+        for value, expected in zip(function(*arguments), function(*whole), strict=True):
+            torch.testing.assert_close(value, expected)
+
+
 @pytest.mark.parametrize("backend", FROZEN)
 def test_many_tiles(backend):
     assert_as_defined(FROZEN[backend], *problem(2, 3000, 4, 2000), head=False)
@@ -171,6 +222,12 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(
         lambda h, w: linear_logprob(h, w, targets, temperature=0.8).logprob, inputs
     )
+    rows = torch.tensor([4, int(targets[0])], device=DEVICE)
+    options: dict[str, Any] = {"temperature": 0.8, "trainable_rows": rows}
+    values = torch.randn(2, 3, dtype=torch.float64).to(DEVICE).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda h, v: linear_logprob(h, weight, targets, row_values=v, **options).logprob, (inputs[0], values)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -178,27 +235,32 @@ def test_opcheck(dtype):
     hidden, weight, targets = problem(6, 4, 8, 40, dtype)
     op = torch.ops.elva.linear_logprob.default
     rows = torch.tensor([1, 5], device=DEVICE)
-    row_logits = torch.randn(4, 2, device=DEVICE)
-    for given in ((None, None), (rows, row_logits.requires_grad_())):
-        torch.library.opcheck(op, (hidden.requires_grad_(), weight, targets, 0.8, True, *given))
-    torch.library.opcheck(op, (hidden.detach(), weight, targets, 0.8, False, None, None))
-    logprob, _, logsumexp, _ = op(hidden.detach(), weight, targets, 0.8, False, None, None)
-    arguments = (torch.ones_like(logprob), hidden.detach(), weight, targets, logprob, 0.8)
+    values = torch.randn(2, 8, device=DEVICE).to(dtype)
+    for apart in ((None, None), (rows, values.requires_grad_())):
+        torch.library.opcheck(op, (hidden.requires_grad_(), weight, targets, 0.8, True, *apart))
+    hidden, values = hidden.detach(), values.detach()
+    torch.library.opcheck(op, (hidden, weight, targets, 0.8, False, None, None))
+    logprob, _, logsumexp, _ = op(hidden, weight, targets, 0.8, False, None, None)
+    arguments = (torch.ones_like(logprob), hidden, weight, targets, logprob, 0.8)
     torch.library.opcheck(torch.ops.elva.linear_logprob_head_grad.default, arguments)
-    arguments = (torch.ones_like(logprob), targets, logsumexp, 0.8, rows, row_logits.detach())
+    arguments = (torch.ones_like(logprob), hidden, targets, logsumexp, 0.8, rows, values)
     torch.library.opcheck(torch.ops.elva.linear_logprob_row_grad.default, arguments)
 
 
 def test_compiles_into_one_graph():
     hidden, weight, targets = problem(7, 4, 8, 40)
 
-    def loss(h: Tensor) -> Tensor:
-        return linear_logprob(h, weight, targets).logprob.sum()
+    rows = torch.tensor([3], device=DEVICE)
 
-    one, other = (hidden.clone().requires_grad_() for _ in range(2))
-    loss(one).backward()
-    torch.compile(loss, fullgraph=True, backend="aot_eager")(other).backward()
-    torch.testing.assert_close(one.grad, other.grad)
+    def loss(h: Tensor, values: Tensor) -> Tensor:
+        trained = linear_logprob(h, weight, targets, trainable_rows=rows, row_values=values)
+        return (linear_logprob(h, weight, targets).logprob + trained.logprob).sum()
+
+    one, other = ([x.clone().requires_grad_() for x in (hidden, weight[:1])] for _ in range(2))
+    loss(*one).backward()
+    torch.compile(loss, fullgraph=True, backend="aot_eager")(*other).backward()
+    for eager, compiled in zip(one, other, strict=True):
+        torch.testing.assert_close(eager.grad, compiled.grad)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +282,21 @@ def test_compiles_into_one_graph():
         ),
         ({"targets": torch.tensor([0, 5])}, ValueError, "targets holds 5; expected 0 to 4"),
         ({"trainable_rows": torch.tensor([-1])}, ValueError, "trainable_rows holds -1"),
+        (
+            {"row_values": torch.zeros(1, 3)},
+            ValueError,
+            "row_values is given without trainable_rows; expected the rows that it replaces",
+        ),
+        (
+            {"row_values": torch.zeros(1, 2), "trainable_rows": torch.tensor([4])},
+            ValueError,
+            r"row_values has shape \[1, 2\]; expected \[1, 3\]",
+        ),
+        (
+            {"row_values": torch.zeros(1, 3).double(), "trainable_rows": torch.tensor([4])},
+            TypeError,
+            "row_values has dtype torch.float64; expected that of hidden, torch.float32",
+        ),
         ({"temperature": 0.0}, ValueError, "temperature is 0.0; expected a finite number above 0"),
     ],
 )
@@ -235,12 +312,13 @@ def test_bad_arguments_are_named(change: dict[str, Any], error: type[Exception],
             function(**arguments)
 
 
-@pytest.mark.parametrize("head", [False, True])
-def test_second_derivatives_are_refused_not_zero(head):
+@pytest.mark.parametrize("trained", ["hidden", "head", "rows"])
+def test_second_derivatives_are_refused_not_zero(trained):
     hidden, weight, targets = problem(8, 3, 4, 9)
-    wanted = weight.requires_grad_() if head else hidden.requires_grad_()
-    (grad,) = torch.autograd.grad(
-        linear_logprob(hidden, weight, targets).logprob.sum(), wanted, create_graph=True
-    )
+    rows = torch.tensor([2], device=DEVICE) if trained == "rows" else None
+    values = None if rows is None else weight[rows]
+    wanted = {"hidden": hidden, "head": weight, "rows": values}[trained].requires_grad_()
+    logprob = linear_logprob(hidden, weight, targets, trainable_rows=rows, row_values=values).logprob
+    (grad,) = torch.autograd.grad(logprob.sum(), wanted, create_graph=True)
     with pytest.raises(RuntimeError, match=r"has no derivative of its own|once_differentiable"):
         torch.autograd.grad(grad.square().sum(), wanted)

@@ -25,8 +25,14 @@ interpreted = pytest.mark.skipif(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("count", "vocabulary"), [(5, 700), (1, 1), (3, 256), (0, 9)])
 @pytest.mark.parametrize("with_expected", [False, True])
+@pytest.mark.parametrize("given", [0, 1, 3])
 def test_interpreted_sweep(
-    monkeypatch: pytest.MonkeyPatch, count: int, vocabulary: int, with_expected: bool, dtype: torch.dtype
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+    vocabulary: int,
+    with_expected: bool,
+    given: int,
+    dtype: torch.dtype,
 ) -> None:
     from elva.ops import linear_logprob_triton as triton_backend
 
@@ -36,10 +42,15 @@ def test_interpreted_sweep(
     hidden = torch.randn(count, 12, generator=generator).to(dtype)
     weight = torch.randn(vocabulary, 12, generator=generator).to(dtype)
     targets = torch.randint(0, vocabulary, (count,), generator=generator)
-    arguments = (weight, targets, 0.7, with_expected)
-    found = triton_backend.forward(hidden, *arguments)
-    plain = _composite(hidden, *arguments)
-    exact = _composite(hidden.double(), weight.double(), *arguments[1:])
+    # The first of them is a target's, the last lies in the last tile.
+    rows = torch.tensor([*targets[:1].tolist(), vocabulary - 1, vocabulary // 2]).unique()[:given]
+    values = torch.randn(len(rows), 12, generator=generator).to(dtype)
+    options = (targets, 0.7, with_expected)
+    apart = (rows, values) if given else (None, None)
+    found = triton_backend.forward(hidden, weight, *options, *apart)
+    plain = _composite(hidden, weight, *options, *apart)
+    apart = (rows, values.double()) if given else apart
+    exact = _composite(hidden.double(), weight.double(), *options, *apart)
     names = ("logprob", "entropy", "logsumexp", "expected")
     for name, value, other, true in zip(names, found, plain, exact, strict=True):
         # The probabilities enter the second product in the head's dtype.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,14 @@ DEFAULTS = {
     "clamp_negative_weight": False,
 }
 Options = dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned_outputs() -> Iterator[None]:
+    """Fresh memory is filled with NaN in this mode, so that a place which a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some of CUDA's sums are not
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @dataclass
@@ -56,14 +65,16 @@ def run_autograd(function: Callable[..., RankReward], case: Case) -> tuple[RankR
     pairs = zip([out.similarities, out.margin, out.ranking, out.total], case.upstream, strict=True)
     outputs, upstream = zip(*[pair for pair in pairs if pair[0].requires_grad], strict=True)
     gradients = torch.autograd.grad(outputs, inputs, upstream, allow_unused=True, materialize_grads=True)
-    return RankReward(*(tensor.detach() for tensor in out)), list(gradients)
+    return RankReward(*(tensor if tensor is None else tensor.detach() for tensor in out)), list(gradients)
 
 
 def run_fallback(case: Case) -> tuple[RankReward, list[Tensor]]:
     options = [case.options[name] for name in DEFAULTS]
+    scale_rewards = case.options.get("scale_rewards")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "_warned", True)
-        out = _composite(*case.inputs, case.mask, *options)
+        *out, advantages = _composite(*case.inputs, case.mask, *options, scale_rewards)
+    out = RankReward(*out, advantages if scale_rewards else None)
     return out, list(_composite_backward(*case.upstream, *case.inputs, case.mask, out.similarities, *options))
 
 
@@ -136,6 +147,9 @@ def assert_as_defined(case: Case, backend: str) -> None:
     assert out.similarities.dtype == out.margin.dtype == out.ranking.dtype == out.total.dtype == accumulator
     assert out.rank.dtype == torch.int64
 
+    assert out.weights.dtype == accumulator
+    assert_advantages(out, case.options.get("scale_rewards"))
+
     allowed = 2 * (plain.similarities.double() - similarities).abs().nan_to_num() + 8 * tiny
     assert ((out.similarities.double() - similarities).abs() <= allowed).all()
 
@@ -152,6 +166,9 @@ def assert_as_defined(case: Case, backend: str) -> None:
             assert out.margin[b, g].item() == pytest.approx(margin, abs=scale)
             assert out.ranking[b, g].item() == pytest.approx(ranking, abs=scale)
             assert out.total[b, g].item() == pytest.approx(total, abs=scale)
+            weight = case.options["alpha"] * torch.tensor(margin_weights, dtype=torch.float64)
+            weight += case.options["epsilon"] * torch.tensor(ranking_weights, dtype=torch.float64)
+            assert ((out.weights[b, g].double().cpu() - weight).abs() <= scale).all()
             per_margin = on_margin[b, g] + case.options["alpha"] * on_total[b, g]
             per_ranking = on_ranking[b, g] + case.options["epsilon"] * on_total[b, g]
             weights[b, g] = per_margin * weights.new_tensor(margin_weights)
@@ -170,6 +187,25 @@ def assert_as_defined(case: Case, backend: str) -> None:
             2 * (other.double() - expected).abs() + rounding + 16 * tiny * weights.abs().sum() * steepest
         )
         assert ((gradient.double() - expected).abs() <= allowed).all()
+
+
+def assert_advantages(out: RankReward, scale_rewards: str | None) -> None:
+    """The definition in float64, at the totals that the back-end itself found."""
+    if scale_rewards is None:
+        assert out.advantage is None
+        return
+    assert out.advantage is not None
+    assert out.advantage.dtype == out.total.dtype and out.advantage.shape == out.total.shape
+    tiny = torch.finfo(out.total.dtype).eps
+    for rewards, found in zip(out.total.double().tolist(), out.advantage.double().tolist(), strict=True):
+        mean, equal = statistics.fmean(rewards), len(set(rewards)) == 1
+        std = 0.0 if equal else statistics.stdev(rewards)
+        scale = std + 1e-4 if scale_rewards == "group" else 1.0
+        for reward, value in zip(rewards, found, strict=True):
+            expected = 0.0 if equal else (reward - mean) / scale
+            # The mean is rounded before the division, and then the spread of nearly equal rewards too.
+            allowed = 4 * tiny * (abs(expected) + (1 + abs(expected)) * max(map(abs, rewards)) / scale)
+            assert abs(value - expected) <= (0.0 if equal else allowed)
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
@@ -244,6 +280,7 @@ cases = st.builds(
     alpha=st.sampled_from([0.4, 0.0]),
     log_base=st.sampled_from([math.e, 2.0]),
     clamp_negative_weight=st.booleans(),
+    scale_rewards=st.sampled_from([None, "group", "none"]),
 )
 
 
@@ -309,7 +346,9 @@ def test_masked_negatives_are_as_good_as_absent(backend: str, shared: bool) -> N
     padded_out, padded_gradients = BACKENDS[backend](padded)
     assert not padded_out.similarities[..., 5:].any()
     torch.testing.assert_close(padded_out.similarities[..., :5], out.similarities)
-    for found, expected in zip(padded_out[1:], out[1:], strict=True):
+    assert not padded_out.weights[..., 5:].any()
+    torch.testing.assert_close(padded_out.weights[..., :5], out.weights)
+    for found, expected in zip(padded_out[1:5], out[1:5], strict=True):
         torch.testing.assert_close(found, expected)
     assert not padded_gradients[2][:, :, 4:].any()
     torch.testing.assert_close(padded_gradients[:2], gradients[:2])
@@ -358,14 +397,68 @@ def test_gradcheck(function: Callable, shared: tuple[bool, bool]) -> None:
     assert torch.autograd.gradgradcheck(differentiable, inputs)
 
 
-def test_rank_is_not_differentiable() -> None:
+@pytest.mark.parametrize("function", [rank_reward, rank_reward_reference])
+def test_rank_weights_and_advantage_are_not_differentiable(function: Callable) -> None:
     case = make_case(6)
-    assert not rank_reward(case.query.requires_grad_(), case.positive, case.negatives).rank.requires_grad
+    query = case.query.requires_grad_()
+    out = function(query, case.positive, case.negatives, scale_rewards="group")
+    assert [name for name, value in out._asdict().items() if not value.requires_grad] == [
+        "rank",
+        "weights",
+        "advantage",
+    ]
+
+
+@pytest.mark.parametrize("function", [rank_reward, rank_reward_reference])
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000), normalize=st.booleans(), clamp=st.booleans())
+def test_weights_are_the_derivative_of_the_total(
+    function: Callable, seed: int, normalize: bool, clamp: bool
+) -> None:
+    """By autograd through the vectors: in two dimensions a unit vector is free to have any cosine."""
+    generator = torch.Generator().manual_seed(seed)
+    s = (
+        (torch.rand(1, 2, 6, generator=generator, dtype=torch.float64) * 1.8 - 0.9)
+        .to(DEVICE)
+        .requires_grad_()
+    )
+    keys = torch.stack([s, (1 - s**2).sqrt()], dim=-1)
+    query = torch.tensor([1.0, 0.0], dtype=torch.float64, device=DEVICE).expand(1, 2, 2)
+    mask = (torch.rand(1, 2, 5, generator=generator) > 0.2).to(DEVICE)
+    options = {"delta": -0.2, "gamma": 0.3, "normalize_gamma": normalize, "clamp_negative_weight": clamp}
+    out = function(query, keys[:, :, 0], keys[:, :, 1:], mask, **options)
+    (expected,) = torch.autograd.grad(out.total.sum(), s)
+    torch.testing.assert_close(out.weights, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+def test_advantages_without_spread_are_exactly_zero(
+    backend: str, dtype: torch.dtype, scale_rewards: str
+) -> None:
+    one = make_case(11, batch=9, groups=1, dtype=dtype, scale_rewards=scale_rewards)
+    tensors = [tensor.repeat_interleave(7, dim=1) for tensor in one.inputs]
+    upstream = [tensor.repeat_interleave(7, dim=1) for tensor in one.upstream]
+    seven = Case(*tensors, None, one.options, upstream)
+    for case in (one, seven):
+        advantage = BACKENDS[backend](case)[0].advantage
+        assert torch.equal(advantage, torch.zeros_like(advantage))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+def test_a_nan_makes_the_advantages_of_its_group_nan(backend: str, scale_rewards: str) -> None:
+    case = make_case(12, scale_rewards=scale_rewards)
+    case.positive[0, 1] = math.nan
+    advantage = BACKENDS[backend](case)[0].advantage
+    assert advantage[0].isnan().all()
+    assert advantage[1].isfinite().all() and advantage[1].any()
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="threads are the CPU's")
 def test_the_number_of_threads_changes_nothing() -> None:
-    case = make_case(7, batch=3, groups=4, count=150, dim=96, shared=(False, True))
+    case = make_case(7, batch=3, groups=4, count=150, dim=96, shared=(False, True), scale_rewards="group")
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -381,6 +474,7 @@ def test_the_number_of_threads_changes_nothing() -> None:
 
 
 def operator_arguments(case: Case) -> tuple:
+    """Of the backward; the operator itself takes scale_rewards behind them."""
     return *case.inputs, case.mask, *(case.options[name] for name in DEFAULTS)
 
 
@@ -399,7 +493,8 @@ def test_opcheck(choice: dict[str, Any]) -> None:
         *(x.nan_to_num().requires_grad_() for x in case.inputs), case.mask, case.options, case.upstream
     )
     arguments = operator_arguments(case)
-    torch.library.opcheck(torch.ops.elva.rank_reward.default, arguments)
+    for scale_rewards in (None, "group"):
+        torch.library.opcheck(torch.ops.elva.rank_reward.default, (*arguments, scale_rewards))
     similarities = rank_reward(*case.inputs, case.mask).similarities.detach()
     backward = (*case.upstream, *arguments[:4], similarities, *arguments[4:])
     torch.library.opcheck(torch.ops.elva.rank_reward_backward.default, backward)
@@ -407,7 +502,7 @@ def test_opcheck(choice: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiles_into_one_graph(backend: str) -> None:
-    case = make_case(9, shared=(True, True), masking="shared")
+    case = make_case(9, shared=(True, True), masking="shared", scale_rewards="group")
     compiled = torch.compile(rank_reward, fullgraph=True, backend=backend)
     expected, expected_gradients = BACKENDS["operator"](case)
     out, gradients = run_autograd(compiled, case)
@@ -435,6 +530,7 @@ def test_compiles_into_one_graph(backend: str) -> None:
         ({"mask": torch.ones(2, 3, 4, dtype=torch.bool)}, ValueError, r"mask has shape \[2, 3, 4\]"),
         ({"log_base": 1.0}, ValueError, "log_base is 1.0"),
         ({"delta": math.nan}, ValueError, "delta is nan"),
+        ({"scale_rewards": "batch"}, ValueError, "scale_rewards is 'batch'; expected None or one of"),
     ],
 )
 @pytest.mark.parametrize("function", [rank_reward, rank_reward_reference])
@@ -454,8 +550,8 @@ def test_the_native_kernels_refuse_what_would_read_beyond_memory() -> None:
     case = make_case(10)
     arguments = operator_arguments(case)
     with pytest.raises((RuntimeError, ValueError)):
-        torch.ops.elva.rank_reward(arguments[0], arguments[1][:, :, :3], *arguments[2:])
+        torch.ops.elva.rank_reward(arguments[0], arguments[1][:, :, :3], *arguments[2:], None)
     with pytest.raises((RuntimeError, ValueError)):
         torch.ops.elva.rank_reward(
-            *arguments[:3], torch.ones(2, 3, 4, dtype=torch.bool, device=DEVICE), *arguments[4:]
+            *arguments[:3], torch.ones(2, 3, 4, dtype=torch.bool, device=DEVICE), *arguments[4:], None
         )

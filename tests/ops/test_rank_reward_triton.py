@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,6 +24,15 @@ interpreted = pytest.mark.skipif(
 )
 compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter has no compiler")
 OPTIONS = (0.1, 0.5, True, 0.4, 0.6, math.e, False)
+"""Of the backward; the forward takes scale_rewards behind them."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def poisoned_outputs() -> Iterator[None]:
+    """Fresh memory is filled with NaN in this mode, so that a place which a kernel leaves out shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # some of CUDA's sums are not
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def reference(
@@ -33,6 +42,7 @@ def reference(
     mask: Tensor | None,
     upstream: list[Tensor],
     options: tuple,
+    scale_rewards: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
     delta, gamma, normalize_gamma, alpha, epsilon, log_base, clamp_negative_weight = options
     inputs = [tensor.detach().requires_grad_() for tensor in (query, positive, negatives)]
@@ -46,6 +56,7 @@ def reference(
         epsilon=epsilon,
         log_base=log_base,
         clamp_negative_weight=clamp_negative_weight,
+        scale_rewards=scale_rewards,
     )
     outputs = [out.similarities, out.margin, out.ranking, out.total]
     loss = sum((x * weight.to(x.dtype)).sum() for x, weight in zip(outputs, upstream, strict=True))
@@ -54,7 +65,12 @@ def reference(
 
 
 def assert_backend(
-    query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | None, options: tuple = OPTIONS
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor,
+    mask: Tensor | None,
+    options: tuple = OPTIONS,
+    scale_rewards: str = "group",
 ) -> list[Tensor]:
     """Error below twice that of plain PyTorch in the same dtype plus a small constant, against float64."""
     from elva.ops.rank_reward_triton import backward, forward
@@ -64,10 +80,13 @@ def assert_backend(
     shapes = [(*rows, 1 + negatives.shape[2]), rows, rows, rows]
     upstream = [torch.randn(shape, generator=generator) for shape in shapes]
     inputs = (query, positive, negatives)
-    out = forward(*inputs, mask, *options)
+    out = forward(*inputs, mask, *options, scale_rewards)
+    alone = forward(*inputs, mask, *options, None)
+    assert alone[-1].numel() == 0
+    assert all(torch.equal(*pair) for pair in zip(alone[:-1], out[:-1], strict=True))
     gradients = backward(*upstream, *inputs, mask, out[0], *options)
-    plain, plain_gradients = reference(*inputs, mask, upstream, options)
-    exact, exact_gradients = reference(*(x.double() for x in inputs), mask, upstream, options)
+    plain, plain_gradients = reference(*inputs, mask, upstream, options, scale_rewards)
+    exact, exact_gradients = reference(*(x.double() for x in inputs), mask, upstream, options, scale_rewards)
 
     assert torch.equal(out[1], exact[1])
     found, expected = [*out, *gradients], [*exact, *exact_gradients]
@@ -130,8 +149,8 @@ def test_interpreted_options_ties_zeros_and_strides(options: tuple) -> None:
     found = assert_backend(*wide, negatives.transpose(0, 2).contiguous().transpose(0, 2), None, options)
     # A zero query ties with everything: last among ten.
     assert found[1][0, 0] == 10
-    assert not found[5][0, 0].any()
-    assert not found[7][1, 1, 2].any()
+    assert not found[7][0, 0].any()
+    assert not found[9][1, 1, 2].any()
 
 
 @interpreted
@@ -139,8 +158,24 @@ def test_interpreted_collapsed_encoder_ranks_last() -> None:
     from elva.ops.rank_reward_triton import forward
 
     point = torch.randn(1, 1, 77, generator=torch.Generator().manual_seed(0))
-    out = forward(point, point, point[:, :, None].expand(1, 1, 40, 77), None, *OPTIONS)
+    out = forward(point, point, point[:, :, None].expand(1, 1, 40, 77), None, *OPTIONS, None)
     assert out[1].item() == 41
+
+
+@interpreted
+@pytest.mark.parametrize("scale_rewards", ["group", "none"])
+def test_interpreted_advantages(scale_rewards: str) -> None:
+    query, positive, negatives = draw(3, 5, 4, 6, False, torch.float32)
+    for tensor in (query, positive, negatives):
+        tensor[1] = tensor[1, :1]  # equal rewards
+    found = assert_backend(query, positive, negatives, None, scale_rewards=scale_rewards)
+    assert not found[6][1].any() and found[6][[0, 2]].all()
+    from elva.ops.rank_reward_triton import forward
+
+    positive[0, 3] = math.nan
+    advantage = forward(query, positive, negatives, None, *OPTIONS, scale_rewards)[-1]
+    assert advantage[0].isnan().all()
+    torch.testing.assert_close(advantage[1:], found[6][1:])
 
 
 @compiled

@@ -7,10 +7,12 @@ import torch
 from transformers import TrainingArguments
 
 from elva.models.encoder import MultimodalEncoder
+from elva.training import rl
 from elva.training.config import RLConfig, build
 from elva.training.examples import RetrievalExample, TrainingData
 from elva.training.lora import attach_adapter
 from elva.training.rl import RLTrainer
+from elva.training.rollouts import token_logps
 
 COMBINATIONS = list(itertools.product(("generate", "shared", "direct"), ("score", "pathwise", "surrogate")))
 
@@ -23,8 +25,8 @@ def make_trainer(root, model, tmp_path, queries=4, dropout=0.1, **settings):
         "output": str(tmp_path),
         "lora": {"r": 4, "alpha": 8, "dropout": dropout},
     }
-    rl = {"num_generations": 3, "max_completion_length": 5, **settings}
-    config = build(RLConfig, {**values, "rl": rl})
+    settings = {"num_generations": 3, "max_completion_length": 5, **settings}
+    config = build(RLConfig, {**values, "rl": settings})
     encoder = MultimodalEncoder.from_pretrained(model)
     attach_adapter(encoder, config.lora)
     images = [did for did, candidate in data.pool.items() if candidate.modality == "image"]
@@ -75,6 +77,41 @@ def test_credit(credit, candidates, mini_scenes, untrained_model, tmp_path):
     )
     loss, found = gradients(trainer, examples)
     assert torch.isfinite(loss) and any(grad.abs().sum() > 0 for grad in found.values())
+
+
+@pytest.mark.parametrize("gradient", ["score", "surrogate"])
+def test_a_step_has_the_gradients_of_all_logits(
+    gradient, mini_scenes, either_model, tmp_path, monkeypatch, all_logits, moved, relative
+):
+    trainer, examples = make_trainer(
+        mini_scenes,
+        either_model,
+        tmp_path,
+        candidates="generate",
+        gradient=gradient,
+        beta=0.2,
+        temperature=0.8,
+    )
+    moved(trainer.model)
+    steps = []
+    for function in (token_logps, all_logits):
+        monkeypatch.setattr(rl, "token_logps", function)
+        torch.manual_seed(0)  # dropout
+        loss, found = gradients(trainer, examples)
+        steps.append((loss.detach(), found, dict(trainer._recorded)))
+        trainer._recorded.clear()
+    (loss, found, figures), (expected_loss, expected, expected_figures) = steps
+    assert relative(loss, expected_loss) <= 1e-5
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert any("trainable_tokens" in name for name in trained)
+    if gradient == "score" and trainer.encoder.head().trainable_rows is None:
+        # what is sampled does not depend on the embedding of [RET], which comes after it
+        trained = {name for name in trained if "trainable_tokens" not in name}
+    errors = {name: relative(found[name], expected[name]) for name in trained}
+    assert max(errors.values()) <= 1e-5, errors
+    assert min(figures["kl"]) > 0
+    for name in ("kl", "entropy"):
+        assert figures[name] == pytest.approx(expected_figures[name], rel=1e-5)
 
 
 def test_kl_of_the_first_step_is_exactly_zero(mini_scenes, untrained_model, tmp_path):
@@ -130,6 +167,7 @@ def test_logged_figures(mini_scenes, untrained_model, tmp_path):
         "reward_std",
         "frac_reward_zero_std",
         "kl",
+        "entropy",
         "completions/mean_length",
         "rank",
         "mean_cosine",

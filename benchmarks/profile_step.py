@@ -144,7 +144,7 @@ class _Steps(TrainerCallback):
 
 def name_phases(trainer: RLTrainer) -> None:
     """Name the trainer's phases in the trace, and the backward beside them."""
-    phase, backward = trainer._phase, trainer.accelerator.backward
+    phase, backward = trainer.phase, trainer.accelerator.backward
 
     @contextmanager
     def named_phase(name: str) -> Iterator[None]:
@@ -155,7 +155,7 @@ def name_phases(trainer: RLTrainer) -> None:
         with _named("backward"):
             backward(*arguments, **options)
 
-    trainer._phase = named_phase
+    trainer.phase = named_phase
     trainer.accelerator.backward = named_backward
 
 

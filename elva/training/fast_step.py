@@ -87,8 +87,7 @@ class FastStep:
         for piece in pieces[:-1]:
             with trainer.accelerator.no_sync(model):
                 value, surrogate = self._run(piece, model)
-                with trainer.phase("policy"):
-                    trainer.accelerator.backward(surrogate / trainer.current_gradient_accumulation_steps)
+                trainer.accelerator.backward(surrogate / trainer.current_gradient_accumulation_steps)
             total = total + value
         value, surrogate = self._run(pieces[-1], model)
         return surrogate + (total + value - surrogate).detach()

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from elva.models.encoder import MultimodalEncoder
-from elva.training import rl
+from elva.training import plain_step
 from elva.training.config import RLConfig, build
 from elva.training.examples import RetrievalExample, TrainingData
 from elva.training.lora import attach_adapter
@@ -91,11 +91,12 @@ def test_a_step_has_the_gradients_of_all_logits(
         gradient=gradient,
         beta=0.2,
         temperature=0.8,
+        step="plain",
     )
     moved(trainer.model)
     steps = []
     for function in (token_logps, all_logits):
-        monkeypatch.setattr(rl, "token_logps", function)
+        monkeypatch.setattr(plain_step, "token_logps", function)
         torch.manual_seed(0)  # dropout
         loss, found = gradients(trainer, examples)
         steps.append((loss.detach(), found, dict(trainer._recorded)))

@@ -9,7 +9,7 @@ from elva.models.encoder import MultimodalEncoder
 from elva.training.config import LoraSettings
 from elva.training.examples import TrainingData
 from elva.training.lora import attach_adapter
-from elva.training.rollouts import Rollouts, sample, token_logps
+from elva.training.rollouts import Sequences, sample, separate, token_logps
 
 
 @pytest.fixture
@@ -20,10 +20,11 @@ def encoder(either_model, moved) -> MultimodalEncoder:
     return encoder
 
 
-def sampled(encoder, root) -> Rollouts:
+def sampled(encoder, root) -> Sequences:
     data = TrainingData(root, tasks=[0])
     items = [data.candidate_item(did) for did in list(data.pool)[:4]]
-    return sample(encoder, items, 3, max_new_tokens=5, generator=torch.Generator().manual_seed(0))
+    rollouts = sample(encoder, items, 3, max_new_tokens=5, generator=torch.Generator().manual_seed(0))
+    return separate(encoder, rollouts)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from benchmarks.measure import Ceilings, Work, peak_extra_memory
 
 SKIPPED = pytest.StashKey[list[dict[str, str]]]()
 PROBLEM = ("operator", "size", "device")
+CPU = ("arch", "count", "brand_raw", "hz_actual_friendly", "l2_cache_size", "l3_cache_size")
 RIVALS = ("sentence-transformers", "faiss-cpu", "cut-cross-entropy", "liger-kernel", "inf-cl")
 
 
@@ -70,7 +71,7 @@ def pytest_runtest_makereport(
     """Keep why a contender was skipped, for the report's table."""
     report = yield
     case = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    if report.skipped and "contender" in case:
+    if report.skipped and {"size", "contender", "device"} <= case.keys():
         assert isinstance(report.longrepr, tuple)
         item.config.stash.setdefault(SKIPPED, []).append(
             {
@@ -85,7 +86,9 @@ def pytest_runtest_makereport(
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[dict[str, Any]], output_json: dict[str, Any]
 ) -> None:
-    """Skipped contenders of the problems that were timed."""
+    """Skipped contenders of the problems that were timed; the single rounds' times stay out, quartiles suffice."""
+    for row in output_json["benchmarks"]:
+        row["stats"].pop("data", None)
     timed = {tuple(b["extra_info"].get(name) for name in PROBLEM) for b in output_json["benchmarks"]}
     skipped = config.stash.get(SKIPPED, [])
     output_json["skipped"] = [case for case in skipped if tuple(case[name] for name in PROBLEM) in timed]
@@ -101,6 +104,9 @@ def large(request: pytest.FixtureRequest) -> None:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What a figure depends on, and no more: the machine's name and paths stay out of saved runs."""
     machine_info.pop("node", None)
+    cpu = machine_info.get("cpu", {})
+    machine_info["cpu"] = {name: cpu[name] for name in CPU if name in cpu}
+    machine_info["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     machine_info["versions"] = {name: _version(name) for name in ("elva", "torch", "triton", *RIVALS)}
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()

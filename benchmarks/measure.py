@@ -51,6 +51,7 @@ class Work:
             "gigabytes_per_second": self.bytes / seconds / 1e9,
             "gigaflops": self.flops / seconds / 1e9,
             "share_of_ceiling": floor / seconds,
+            "dtype": self.dtype,
             "ceiling_copy": ceilings.copy / 1e9,
             "ceiling_matrix": matrix / 1e9,
         }

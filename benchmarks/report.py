@@ -28,9 +28,10 @@ def main(
     pages = []
     for path in runs:
         run = load(path)
-        image = out.with_name(f"{out.stem}-{path.stem}.png")
-        roofline(run["benchmarks"], image)
-        pages.append(page(run, image.name))
+        for device, rows in by_device(run).items():
+            image = out.with_name(f"{out.stem}-{path.stem}{'-cuda' * (device == 'cuda')}.png")
+            roofline(rows, image)
+            pages.append(page(run, device, rows, image.name))
     out.write_text("# Benchmarks\n\n" + INTRODUCTION + "\n" + "\n".join(pages), encoding="utf-8")
     typer.echo(f"wrote {out}")
 
@@ -56,23 +57,37 @@ def load(path: Path) -> dict[str, Any]:
     return run
 
 
-def page(run: dict[str, Any], image: str) -> str:
-    """One run as Markdown."""
+def by_device(run: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The timings of a run by device: each has its own ceilings."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in run["benchmarks"]:
+        found[row["extra_info"].get("device", "cpu")].append(row)
+    return found
+
+
+def page(run: dict[str, Any], device: str, benchmarks: list[dict[str, Any]], image: str) -> str:
+    """One device of a run as Markdown."""
     machine = run["machine_info"]
     cpu = machine.get("cpu", {}).get("brand_raw", machine.get("machine", "unknown"))
-    first = run["benchmarks"][0]["extra_info"]
-    device = machine.get("gpu") or f"{cpu}, {first['threads']} threads"
+    first = benchmarks[0]["extra_info"]
+    capability = machine.get("cpu_capability")
+    processor = f"{cpu} ({capability})" if capability else cpu
+    name = machine["gpu"] if device == "cuda" else f"{processor}, {first['threads']} threads"
+    rates = {
+        row["extra_info"].get("dtype", "float32"): row["extra_info"]["ceiling_matrix"] for row in benchmarks
+    }
+    products = ", ".join(f"{dtype} products {rate:.0f} GFLOP/s" for dtype, rate in sorted(rates.items()))
     versions = ", ".join(f"{name} {value}" for name, value in machine.get("versions", {}).items())
     lines = [
-        f"## {device}",
+        f"## {name}",
         "",
-        f"{run['datetime'][:10]}; {versions}. Copy {first['ceiling_copy']:.1f} GB/s, float32 products "
-        f"{first['ceiling_matrix']:.0f} GFLOP/s.",
+        f"{run['datetime'][:10]}, commit {run['commit_info']['id'][:9]}; {versions}. "
+        f"Copy {first['ceiling_copy']:.1f} GB/s, {products}.",
         "",
         f"![Roofline]({image})",
         "",
     ]
-    for (operator, size), rows in grouped(run["benchmarks"]).items():
+    for (operator, size), rows in grouped(benchmarks).items():
         ours = next((r for r in rows if r["extra_info"]["contender"] == OURS), None)
         lines += [f"### {operator}: {size}", ""]
         lines += [
@@ -83,7 +98,7 @@ def page(run: dict[str, Any], image: str) -> str:
         lines += [
             f"| {case['contender']} | {case['reason']} | – | – | – | – | – | – |"
             for case in run.get("skipped", [])
-            if (case["operator"], case["size"]) == (operator, size)
+            if (case["operator"], case["size"], case["device"]) == (operator, size, device)
         ]
         lines.append("")
     return "\n".join(lines)
@@ -124,7 +139,7 @@ def roofline(benchmarks: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     first = benchmarks[0]["extra_info"]
-    copy, matrix = first["ceiling_copy"], first["ceiling_matrix"]
+    copy, matrix = first["ceiling_copy"], max(row["extra_info"]["ceiling_matrix"] for row in benchmarks)
     intensity = [10.0**i for i in range(-2, 5)]
     axes.plot(intensity, [min(copy * x, matrix) for x in intensity], color="0.4", label="measured ceilings")
     for (operator, size), rows in grouped(benchmarks).items():

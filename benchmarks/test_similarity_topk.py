@@ -61,7 +61,8 @@ def assert_ids(found: Tensor, scores: Tensor, k: int) -> None:
 def test_similarity_topk(
     request: pytest.FixtureRequest, timed: Callable[..., Any], contender: str, size: str, device: str
 ) -> None:
-    if size.startswith("large"):
+    large = size.startswith("large")
+    if large:
         request.getfixturevalue("large")
     if device == "cuda" and contender in ("faiss", "elva, bfloat16 screen"):
         pytest.skip("a contender on CPUs only")
@@ -70,4 +71,4 @@ def test_similarity_topk(
     assert_ids(CONTENDERS[contender](query, keys, k), scores, k)
     work = SIMILARITY_TOPK.work(shape, False, 4)
     run = lambda: CONTENDERS[contender](query, keys, k)  # noqa: E731
-    timed("similarity_topk", size, contender, device, work, run, rounds=3)
+    timed("similarity_topk", size, contender, device, work, run, rounds=1 if large else 3)

@@ -57,15 +57,19 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 
 
 def create(
-    texts: Iterable[str], preset: str = "tiny", seed: int = 0, image_size: int = 96
+    texts: Iterable[str],
+    preset: str | dict[str, dict[str, int]] = "tiny",
+    seed: int = 0,
+    image_size: int = 96,
 ) -> MultimodalEncoder:
     """An untrained encoder on the CPU in fp32: "tiny" has about 3M parameters, "small" about 11M.
 
+    ``preset`` may also be sizes as in ``PRESETS`` (heads of size 32).
     ``texts`` train the byte-level BPE tokenizer (at most 2,048 tokens). Pictures are scaled to about
     ``image_size``² pixels (a multiple of 24): a 96 × 96 picture is 64 patches and 16 tokens. One seed gives
     one set of weights.
     """
-    if preset not in PRESETS:
+    if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"preset: {preset!r} given, expected one of {', '.join(PRESETS)}")
     if image_size < 16 or image_size % (PATCH_SIZE * MERGE_SIZE):
         raise ValueError(
@@ -74,7 +78,7 @@ def create(
     tokenizer = train_tokenizer(texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _model(tokenizer, PRESETS[preset])
+        model = _model(tokenizer, PRESETS[preset] if isinstance(preset, str) else preset)
     config = EncoderConfig(max_summary_tokens=16, prompt="short", max_pixels=None)
     return MultimodalEncoder(model.eval(), tokenizer, _image_processor(image_size), config)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from benchmarks.report import load, main
@@ -33,6 +35,12 @@ def test_only_the_option_collects_them():
     assert "tests/ops" not in with_option
     without = run_pytest("benchmarks", "--collect-only")
     assert "test_rank_reward.py" not in without
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is skipped")
+def test_cases_for_a_gpu_are_skipped_without_one():
+    last = run_pytest("--benchmark", "-k", "cuda").strip().splitlines()[-1]
+    assert re.fullmatch(r"\d\d+ skipped, \d+ deselected in .*", last), last
 
 
 @pytest.mark.slow

@@ -1,0 +1,244 @@
+"""A step of stage 3, plain against fast: seconds, and that the gradients are the same.
+
+    python -m benchmarks.rl_step                                   # under five minutes on two cores
+    python -m benchmarks.rl_step --sweep --out docs/rl-step.png    # the training part over P, R and G
+
+The plain step is what everybody writes (`elva.training.plain_step`): G copies of each prompt, picture included, through
+`generate`, and a pass each for old, reference and policy log-probabilities. The last line says
+`step_ratio` whole step, plain over fast · `train_ratio` the policy's forward and backward alone, without the vision
+tower · `ideal` G(P + R)/(P + GR), tokens that the two run · `max_rel_grad_diff` max over all trained tensors of
+‖Δ‖₂/‖g‖₂ on the same sampled tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.rl_problem import Setting, make_trainer, relations
+from elva.files import atomic_file
+from elva.progress import track
+from elva.training.fast_step import FastStep
+from elva.training.plain_step import PlainStep
+from elva.training.rl import RLTrainer
+from elva.training.rollouts import Rollouts
+
+STEPS: dict[str, type[FastStep] | type[PlainStep]] = {"fast": FastStep, "plain": PlainStep}
+Sides = tuple[Rollouts, Rollouts]
+SWEEP = {
+    "prompt_tokens": (64, 128, 256, 512),
+    "completion_tokens": (8, 16, 32, 64),
+    "num_generations": (2, 4, 8, 16),
+}
+# its smallest prompt must hold a picture too
+SWEEP_PICTURE = 96
+LIMIT = 1e-5
+
+
+def main(
+    rounds: Annotated[
+        int, typer.Option(min=1, help="of the plain step; the fast one has three times as many")
+    ] = 1,
+    negatives: Annotated[int, typer.Option(min=1, help="N: negatives of the one query")] = 14,
+    out: Annotated[Path | None, typer.Option(help="the figures as JSON, or the sweep's plot as PNG")] = None,
+    sweep: Annotated[bool, typer.Option(help="the training part over P, R and G instead")] = False,
+) -> None:
+    """Compare the two steps on this machine's CPU."""
+    if sweep:
+        draw(run_sweep(rounds), out or Path("rl-step.png"))
+        return
+    figures = compare(Setting(negatives=negatives), rounds)
+    print_phases(figures)
+    if out is not None:
+        with atomic_file(out) as temporary:
+            temporary.write_text(json.dumps({**machine(), **figures}, indent=1) + "\n", encoding="utf-8")
+    print(
+        " ".join(
+            f"{name}={figures[name]:.3g}"
+            for name in ("step_ratio", "train_ratio", "ideal", "max_rel_grad_diff")
+        )
+    )
+    if not figures["max_rel_grad_diff"] <= LIMIT:
+        raise typer.Exit(1)
+
+
+def compare(setting: Setting, rounds: int) -> dict[str, Any]:
+    """Whole steps of both kinds, and the gradients of both on the last plain step's tokens."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, items = make_trainer(setting, Path(folder))
+        time_vision(trainer)
+        warm_up = setting.varied(negatives=1, num_generations=2)
+        for kind in STEPS:
+            whole_step(*make_trainer(warm_up, Path(folder)), kind)
+        seconds: dict[str, list[float]] = {kind: [] for kind in STEPS}
+        phases: dict[str, list[dict[str, float]]] = {kind: [] for kind in STEPS}
+        turns = [kind for _ in range(rounds) for kind in ("fast", "fast", "fast", "plain")]
+        for kind in track(turns, "Steps", total=len(turns)):
+            spent, sides = whole_step(trainer, items, kind)
+            seconds[kind].append(spent)
+            phases[kind].append(dict(trainer.seconds))
+        plain = gradients(trainer)
+        learn(trainer, sides, "fast")
+    training = {kind: [row["policy"] for row in phases[kind]] for kind in STEPS}
+    return {
+        "setting": vars(setting),
+        "mean_completion_tokens": sides[1].mean_length,
+        "step_ratio": ratio(seconds),
+        "train_ratio": ratio(training),
+        "ideal": setting.ideal,
+        "max_rel_grad_diff": largest_difference(gradients(trainer), plain),
+        "step_seconds": seconds,
+        "train_seconds": training,
+        "phases": {kind: rows[-1] for kind, rows in phases.items()},
+    }
+
+
+def time_vision(trainer: RLTrainer) -> None:
+    """Count the vision tower's seconds as a phase of their own, also where it runs inside of another."""
+    tower = trainer.encoder.base_model.model.visual
+    phase, clock = trainer.phase, {"start": 0.0, "spent": 0.0}
+
+    def begin(*_: Any) -> None:
+        clock["start"] = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        clock["spent"] += time.perf_counter() - clock["start"]
+
+    @contextmanager
+    def without_vision(name: str) -> Iterator[None]:
+        before = clock["spent"]
+        with phase(name):
+            yield
+        spent = clock["spent"] - before
+        trainer.seconds[name] -= spent
+        trainer.seconds["vision"] += spent
+
+    tower.register_forward_pre_hook(begin)
+    tower.register_forward_hook(end)
+    trainer.phase = without_vision  # type: ignore[method-assign]
+
+
+def roll_out(trainer: RLTrainer, items: list[dict[str, Any]]) -> Sides:
+    return (
+        trainer.step.roll_out(items[:1], "queries", candidates=False),
+        trainer.step.roll_out(items[1:], "candidates", candidates=True),
+    )
+
+
+def whole_step(trainer: RLTrainer, items: list[dict[str, Any]], kind: str) -> tuple[float, Sides]:
+    """Seconds of rollouts, rewards, loss and backward; the rollouts."""
+    trainer.step = STEPS[kind](trainer)
+    trainer.seconds.clear()
+    start = time.perf_counter()
+    sides = roll_out(trainer, items)
+    learn(trainer, sides, kind)
+    spent = time.perf_counter() - start
+    # as `RLTrainer.training_step` counts: the last backward is outside of the phases
+    trainer.seconds["policy"] += spent - sum(trainer.seconds.values())
+    return spent, sides
+
+
+def learn(trainer: RLTrainer, sides: Sides, kind: str) -> None:
+    """Loss and backward of given rollouts."""
+    trainer.step = STEPS[kind](trainer)
+    trainer.encoder.model.zero_grad()
+    candidates = len(sides[1].prompts["attention_mask"])
+    trainer.step.loss(*sides, relations(candidates), trainer.encoder.model).backward()
+
+
+def gradients(trainer: RLTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in trainer.encoder.model.named_parameters() if p.grad is not None}
+
+
+def ratio(seconds: dict[str, list[float]]) -> float:
+    """Median of plain over median of fast."""
+    return statistics.median(seconds["plain"]) / statistics.median(seconds["fast"])
+
+
+def largest_difference(fast: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> float:
+    """Max over tensors of ‖Δ‖₂/‖g‖₂; ValueError for a gradient that is missing or zero, which would prove nothing."""
+    if fast.keys() != plain.keys() or not all(grad.norm() > 0 for grad in plain.values()):
+        raise ValueError("gradients: a trained tensor has none, or a zero one")
+    return max(float((fast[name] - grad).norm() / grad.norm()) for name, grad in plain.items())
+
+
+def run_sweep(rounds: int) -> list[tuple[str, Setting, float]]:
+    """(what varies, setting, train_ratio), each prompt with a picture, one query and one candidate."""
+    base = Setting(negatives=0, image_size=SWEEP_PICTURE)
+    cases = [(name, base.varied(**{name: value})) for name, values in SWEEP.items() for value in values]
+    found = []
+    for name, setting in track(cases, "Settings", total=len(cases)):
+        figures = compare(setting, rounds)
+        if not figures["max_rel_grad_diff"] <= LIMIT:
+            raise ValueError(f"{setting}: the fast step's gradients are others")
+        found.append((name, setting, figures["train_ratio"]))
+    return found
+
+
+def draw(found: list[tuple[str, Setting, float]], path: Path) -> None:
+    """The ratio and its ideal over each of P, R and G."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = {"prompt_tokens": "P, prompt tokens", "completion_tokens": "R, completion tokens"}
+    figure, panels = pyplot.subplots(1, len(SWEEP), figsize=(10, 3.2), layout="constrained")
+    for axes, name in zip(panels, SWEEP, strict=True):
+        rows = [
+            (getattr(setting, name), setting.ideal, reached)
+            for other, setting, reached in found
+            if other == name
+        ]
+        at, ideal, reached = zip(*rows, strict=True)
+        axes.plot(at, ideal, "--", color="0.5", label="ideal G(P + R)/(P + GR)")
+        axes.plot(at, reached, "o-", label="measured")
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel=titles.get(name, "G, rollouts"), ylim=(0, None))
+        axes.set_xticks(at, [str(value) for value in at])
+    panels[0].set_ylabel("plain / fast, training part")
+    panels[0].legend(fontsize=8)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    pyplot.close(figure)
+    print(f"wrote {path}")
+
+
+def print_phases(figures: dict[str, Any]) -> None:
+    names = list(dict.fromkeys(name for kind in STEPS for name in figures["phases"][kind]))
+    table = Table("step", *names, "whole", title="Seconds of the last step, by phase")
+    for kind in STEPS:
+        phases = figures["phases"][kind]
+        cells = [f"{phases[name]:.2f}" if name in phases else "–" for name in names]
+        spread = ", ".join(f"{value:.1f}" for value in figures["step_seconds"][kind])
+        table.add_row(kind, *cells, spread)
+    Console(width=110).print(table)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": {name: version(name) for name in ("elva", "torch", "transformers", "peft")},
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

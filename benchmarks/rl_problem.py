@@ -30,11 +30,15 @@ SIZES = {
 }
 CORPUS = ["a red ball under a chair", "two dogs left of a cat"]
 SEED = 0
+SMALLEST = 96
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes of a step. ``prompt_tokens`` P counts the picture's, ``completion_tokens`` R the final [RET]."""
+    """Sizes of a step. ``prompt_tokens`` P counts the picture's, ``completion_tokens`` R the final [RET].
+
+    ``image_size`` 0: no picture.
+    """
 
     prompt_tokens: int = 256
     completion_tokens: int = 16
@@ -54,7 +58,7 @@ class Setting:
 
 def make_trainer(setting: Setting, folder: Path) -> tuple[RLTrainer, list[dict[str, Any]]]:
     """A trainer with randomised adapter on an untrained model, and the step's items, the query first."""
-    encoder = tiny.create(CORPUS, preset=SIZES, seed=SEED, image_size=setting.image_size)
+    encoder = tiny.create(CORPUS, preset=SIZES, seed=SEED, image_size=setting.image_size or SMALLEST)
     items = make_items(encoder, setting)
     config = build(
         RLConfig,
@@ -85,9 +89,11 @@ def make_items(encoder: MultimodalEncoder, setting: Setting) -> list[dict[str, A
     shape = (setting.image_size, setting.image_size, 3)
 
     def item(digits: int) -> dict[str, Any]:
-        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         # a digit is always one token
         text = "".join(map(str, torch.randint(0, 10, (digits,), generator=generator).tolist()))
+        if not setting.image_size:
+            return {"text": text}
+        pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return {"text": text, "image": Image.fromarray(pixels.numpy())}
 
     digits = 1 + setting.prompt_tokens - prompt_length(encoder, item(1))

@@ -47,6 +47,8 @@ SWEEP = {
 # its smallest prompt must hold a picture too
 SWEEP_PICTURE = 96
 LIMIT = 1e-5
+# two items have smaller gradients than sixteen, and no smaller rounding errors (in float64 the difference is 1e-7)
+SWEEP_LIMIT = 5e-5
 
 
 def main(
@@ -161,7 +163,9 @@ def learn(trainer: RLTrainer, sides: Sides, kind: str) -> None:
 
 
 def gradients(trainer: RLTrainer) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in trainer.encoder.model.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.clone() for name, p in trainer.encoder.model.named_parameters() if p.grad is not None
+    }
 
 
 def ratio(seconds: dict[str, list[float]]) -> float:
@@ -183,8 +187,8 @@ def run_sweep(rounds: int) -> list[tuple[str, Setting, float]]:
     found = []
     for name, setting in track(cases, "Settings", total=len(cases)):
         figures = compare(setting, rounds)
-        if not figures["max_rel_grad_diff"] <= LIMIT:
-            raise ValueError(f"{setting}: the fast step's gradients are others")
+        if not figures["max_rel_grad_diff"] <= SWEEP_LIMIT:
+            raise ValueError(f"{setting}: gradients differ by {figures['max_rel_grad_diff']:.1e}")
         found.append((name, setting, figures["train_ratio"]))
     return found
 

@@ -21,9 +21,12 @@ import typer
 
 from benchmarks.rl_problem import Setting, make_trainer
 from benchmarks.rl_step import whole_step
+from elva.models.encoder import MultimodalEncoder
 from elva.training.fast_step import FastStep, Share
 from elva.training.rl import RLTrainer
 from elva.training.rollouts import Rollouts
+
+NAMES = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
 
 
 def main(
@@ -34,6 +37,7 @@ def main(
     setting = Setting(negatives=negatives, image_size=0)
     with tempfile.TemporaryDirectory() as folder:
         ours, items = make_trainer(setting, Path(folder))
+        plain_head(ours.encoder)
         ours_seconds = [whole_step(ours, items, "fast")[0] for _ in range(rounds + 1)][1:]
         trl = run_trl(ours, items, setting, rounds + 1, folder)
         found, expected = policy_loss(ours, items, trl.seen), trl.losses[-1]
@@ -44,6 +48,16 @@ def main(
         f"seconds of a step: TRL {_spread(theirs)}, ours {_spread(ours_seconds)}; loss {expected:.6f} and {found:.6f}"
     )
     print(f"step_ratio={statistics.median(theirs) / statistics.median(ours_seconds):.3g}")
+
+
+def plain_head(encoder: MultimodalEncoder) -> None:
+    """TRL reads ``weight`` and ``bias`` of the head itself, past PEFT's trained [RET] row: leave that row as it was."""
+    head = encoder.base_model.get_output_embeddings()
+    head.bias = None
+    with torch.no_grad():
+        for name, parameter in encoder.model.named_parameters():
+            if "trainable_tokens" in name:
+                parameter.copy_(head.weight[[encoder.ret_id]])
 
 
 def run_trl(ours: RLTrainer, items: list[dict[str, Any]], setting: Setting, steps: int, folder: str) -> Any:
@@ -64,7 +78,7 @@ def run_trl(ours: RLTrainer, items: list[dict[str, Any]], setting: Setting, step
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
             loss: torch.Tensor = super()._compute_loss(model, inputs)
-            self.losses.append(float(loss))
+            self.losses.append(float(loss.detach()))
             self.seen = inputs
             return loss
 
@@ -93,6 +107,8 @@ def run_trl(ours: RLTrainer, items: list[dict[str, Any]], setting: Setting, step
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=encoder.tokenizer,
     )
+    # TRL takes the given adapter as it is for the reference; ours is the model without one, as TRL's of a new adapter
+    encoder.model.delete_adapter("ref")
     trainer.seconds, trainer.losses = [], []
     trainer.train()
     return trainer
@@ -106,6 +122,9 @@ def policy_loss(ours: RLTrainer, items: list[dict[str, Any]], seen: dict[str, to
     """Our policy term on TRL's prompts, completions and advantages."""
     step = FastStep(ours)
     generations = ours.config.rl.num_generations
+    # TRL shuffles; rollouts of one prompt side by side again
+    order = sorted(range(len(seen["prompt_ids"])), key=lambda row: seen["prompt_ids"][row].tolist())
+    seen = {name: seen[name][order] for name in NAMES}
     masks = seen["completion_mask"].bool()
     # what TRL sampled, and our [RET] behind it, which was not sampled and counts for nothing
     completions = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from elva.models.cache import TensorCache
 from elva.models.processing import Picture
 
 CACHE_BYTES = 1024 * 2**20
+PATCHES = 8192
+"""The tower runs on at most so many patches at once (one picture at least): its memory does not grow with the batch."""
 
 
 class FrozenVision:
@@ -49,7 +51,7 @@ class FrozenVision:
             else:
                 known[_name(picture)] = found[0]
         if missing:
-            encoded = self._encode(list(missing.values()))
+            encoded = (features for part in _parts(missing.values()) for features in self._encode(part))
             for (name, picture), features in zip(missing.items(), encoded, strict=True):
                 known[name] = features
                 if picture.key is not None:
@@ -79,6 +81,19 @@ class FrozenVision:
     @property
     def _tower(self) -> Any:
         return self.backbone.visual
+
+
+def _parts(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+    part: list[Picture] = []
+    patches = 0
+    for picture in pictures:
+        size = len(picture.pixels)
+        if part and patches + size > PATCHES:
+            yield part
+            part, patches = [], 0
+        part.append(picture)
+        patches += size
+    yield part
 
 
 def _name(picture: Picture) -> Any:

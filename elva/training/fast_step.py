@@ -23,6 +23,9 @@ from elva.training.rollouts import Rollouts, sample
 if TYPE_CHECKING:
     from elva.training.rl import RLTrainer
 
+CACHED = 8
+"""Tokens in the cache while sampling, over tokens trained at once: keys and values take far less than activations."""
+
 
 @dataclass
 class Share:
@@ -64,6 +67,7 @@ class FastStep:
                 top_k=self.rl.top_k,
                 max_new_tokens=self.rl.max_completion_length,
                 generator=self.trainer.generator(name),
+                cached_tokens=CACHED * self.rl.micro_batch_tokens,
             )
 
     def loss(

@@ -84,8 +84,11 @@ def sample(
     max_new_tokens: int = 64,
     generator: torch.Generator | None = None,
     shared: bool = True,
+    cached_tokens: int | None = None,
 ) -> Rollouts:
     """Sample G summaries of every item with the current model, without gradient; alike lengths together.
+
+    ``cached_tokens``: most tokens in the key-value cache at once (one item at least); None: no limit.
 
     ``shared``: each prompt is run once and its cache branched; False runs every copy of it, as ``generate`` with
     ``num_return_sequences`` does.
@@ -99,7 +102,8 @@ def sample(
     try:
         with torch.no_grad():
             prompts = encoder.prepare(list(items), image_features=shared)
-            for rows in _alike(prompts["attention_mask"].sum(1).tolist()):
+            lengths = prompts["attention_mask"].sum(1).tolist()
+            for rows in _alike(lengths, num_generations, max_new_tokens + 1, cached_tokens):
                 batch = encoder.select(prompts, rows)
                 written = encoder.generate_summaries(
                     batch if shared else encoder.repeat(batch, num_generations),
@@ -121,13 +125,19 @@ def sample(
     return Rollouts(prompts, completions, sampled_ret, num_generations, embeddings)
 
 
-def _alike(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Row numbers in groups of similar length, longest first."""
+def _alike(
+    lengths: Sequence[int], num_generations: int, new_tokens: int, cached_tokens: int | None
+) -> Iterator[list[int]]:
+    """Row numbers in groups of similar length, longest first, that fit in the cache together."""
     group: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if group and lengths[group[0]] > PADDING * lengths[row]:
-            yield group
-            group = []
+        if group:
+            longest = lengths[group[0]]
+            cached = (len(group) + 1) * num_generations * (longest + new_tokens)
+            full = cached_tokens is not None and cached > cached_tokens
+            if full or longest > PADDING * lengths[row]:
+                yield group
+                group = []
         group.append(row)
     if group:
         yield group

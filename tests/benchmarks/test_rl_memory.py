@@ -1,0 +1,34 @@
+"""The fast step's memory does not grow with the number of negatives, and the measure sees what does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.live_memory import LiveMemory
+from benchmarks.rl_memory import SETTING, measure
+
+MEGA = 1 << 20
+
+
+def test_live_memory_counts_what_is_alive_together():
+    with LiveMemory() as memory:
+        kept = torch.zeros(MEGA)
+        for _ in range(3):
+            kept * 2 + 1
+        view = kept[1:]
+    assert memory.live == 4 * MEGA and memory.peak == 12 * MEGA
+    del kept
+    assert memory.live == 4 * MEGA
+    del view
+    assert memory.live == 0
+
+
+@pytest.mark.slow
+def test_memory_is_flat_in_the_number_of_negatives():
+    few, many = (measure(SETTING.varied(negatives=negatives), tokens=1000) for negatives in (4, 40))
+    peaks = [max(rollouts, kept + training) for rollouts, kept, training in (few, many)]
+    assert peaks[1] / peaks[0] == pytest.approx(1, abs=0.1)
+    # all in one piece it would not be (`python -m benchmarks.rl_memory` goes to 100)
+    whole = [measure(SETTING.varied(negatives=negatives), tokens=10**6)[2] for negatives in (0, 4)]
+    assert whole[1] > 2 * whole[0]

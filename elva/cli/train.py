@@ -35,8 +35,8 @@ def _train(
         if dry:
             from elva.training.dry_run import dry_run
 
-            losses = ", ".join(f"{loss:.4f}" for loss in dry_run(loaded))
-            typer.echo(f"dry run of {stage}: two steps on made-up data with tiny weights, loss {losses}")
+            if losses := ", ".join(f"{loss:.4f}" for loss in dry_run(loaded)):
+                typer.echo(f"dry run of {stage}: two steps on made-up data with tiny weights, loss {losses}")
             return
         from elva.training.run import run_stage
 

@@ -21,7 +21,8 @@ COLOURS = ("red", "green", "blue", "black", "white", "pink")
 
 
 def dry_run(config: StageConfig) -> list[float]:
-    """Run two optimiser steps, merge and save, all in a temporary directory; returns the loss of each step.
+    """Run two optimiser steps, merge and save, all in a temporary directory; returns the loss of each step
+    (nothing in any process but the first).
 
     The model is a tiny Qwen2-VL, untrained; the data are drawn scenes, or triplets where the stage reads a file of
     them. The settings stay as they are but for those that only make the run long: batches, accumulation, generations,

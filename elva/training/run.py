@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +99,9 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
         attach_adapter(encoder, config.lora)
         return TextTrainer(encoder, arguments, examples, config)
     assert isinstance(config, InstructConfig | RLConfig)
+    if isinstance(config, RLConfig):
+        # a retriever of others may have been read without a summary; from here on it is read behind one
+        encoder.config = replace(encoder.config, mode="generative")
     data = TrainingData(config.data, config.tasks, config.exclude_tasks)
     mined = mine(
         encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed, config.model

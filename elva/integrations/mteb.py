@@ -1,4 +1,4 @@
-"""An :class:`elva.MultimodalEncoder` as a model of MTEB, for its tasks of texts, pictures and both (M-BEIR's among them).
+"""An :class:`elva.MultimodalEncoder` as a model of MTEB, for tasks of texts, pictures and both (M-BEIR's among them).
 
     import mteb
     from elva.integrations.mteb import ELVAEncoder
@@ -12,7 +12,6 @@ MTEB's ``recall_at_k`` divides by the number of positives; what M-BEIR calls Rec
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ class ELVAEncoder:
 
     def encode(
         self,
-        inputs: Iterable[dict[str, Any]],
+        inputs: Any,
         *,
         task_metadata: Any,
         hf_split: str,
@@ -85,19 +84,20 @@ class ELVAEncoder:
     ) -> Tensor:
         """Embeddings ``[n, H]`` float32, L2-normalised, of a data loader whose batches hold "text", "image" or both."""
         if precision not in (None, "float32"):
-            raise ValueError(f"precision: {precision!r} given, expected 'float32'; quantise the embeddings afterwards")
+            raise ValueError(
+                f"precision: {precision!r} given, expected 'float32'; quantise the embeddings afterwards"
+            )
         kind = str(getattr(prompt_type, "value", prompt_type or "query"))
         mode = self.document_mode if kind == "document" else self.query_mode
         instruction = _instruction(task_metadata.prompt, kind)
-        batches = inputs if hasattr(inputs, "__len__") else list(inputs)
         parts = [
             self.model.encode(_items(batch), instruction, mode=mode, batch_size=batch_size)
-            for batch in track(batches, "Encoding", total=len(batches), show=show_progress_bar)
+            for batch in track(inputs, "Encoding", total=len(inputs), show=show_progress_bar)
         ]
         return torch.cat(parts) if parts else torch.zeros(0, self.model.hidden_size)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """Cosines ``[n, m]`` of embeddings ``[n, H]`` and ``[m, H]`` (or one of ``[H]``), normalised as ``encode`` returns."""
+        """Cosines ``[n, m]`` of embeddings ``[n, H]`` and ``[m, H]`` (or one of ``[H]``), normalised ones."""
         first, second = (torch.atleast_2d(torch.as_tensor(x)) for x in (embeddings1, embeddings2))
         return first.float() @ second.float().T
 
@@ -140,7 +140,9 @@ def _model_meta_class() -> Any:
     try:
         from mteb.models import ModelMeta
     except ImportError as error:
-        raise ImportError("elva.integrations.mteb needs the package mteb: pip install 'elva[mteb]'") from error
+        raise ImportError(
+            "elva.integrations.mteb needs the package mteb: pip install 'elva[mteb]'"
+        ) from error
     return ModelMeta
 
 

@@ -88,9 +88,7 @@ class ELVAReward:
         rewards: list[float | None] = [None] * len(prompts)
         if rows:
             queries = [_query(prompts[row], completions[row], row) for row in rows]
-            found = self._rewards(
-                queries, [positive[row] for row in rows], [negatives[row] for row in rows]
-            )
+            found = self._rewards(queries, [positive[row] for row in rows], [negatives[row] for row in rows])
             for row, reward in zip(rows, found, strict=True):
                 rewards[row] = reward
         return rewards
@@ -139,7 +137,9 @@ class ELVAReward:
 def _check_columns(rows: int, **columns: Any) -> None:
     for name, values in columns.items():
         if values is None:
-            raise ValueError(f"{name}: the data set has no such column; expected prompt, positive and negatives")
+            raise ValueError(
+                f"{name}: the data set has no such column; expected prompt, positive and negatives"
+            )
         if len(values) != rows:
             raise ValueError(f"{name}: {len(values)} rows given, expected {rows} (one a prompt)")
     for row, values in enumerate(columns["negatives"]):

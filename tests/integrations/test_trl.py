@@ -13,7 +13,10 @@ from elva.losses import elva_reward
 from elva.models import tiny
 
 CAPTIONS = ["a red cat on a mat", "a blue dog by a tree", "a green bird in a bush", "a pink car on a hill"]
-CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
 
 
 def table(texts: list[str]) -> torch.Tensor:
@@ -101,7 +104,9 @@ def test_grpo_trainer_runs_on_the_reward(policy, conversational, tmp_path):
         assert isinstance(asked[0], list) is isinstance(written[0], list) is conversational
         assert len(rewards) == 4 and all(math.isfinite(reward) for reward in rewards)
         for p, c, own, others, reward in zip(asked, written, positive, negatives, rewards, strict=True):
-            assert reward == pytest.approx(expected(text(p) + join + text(c), own, others, delta=0.2), abs=1e-6)
+            assert reward == pytest.approx(
+                expected(text(p) + join + text(c), own, others, delta=0.2), abs=1e-6
+            )
         assert len(set(rewards)) > 1, "the completions of the group earn the same: nothing to learn"
     logged = [line["rewards/Recorded/mean"] for line in trainer.state.log_history if "loss" in line]
     assert logged == pytest.approx([sum(call[-1]) / 4 for call in calls], abs=1e-6)
@@ -142,7 +147,9 @@ def test_messages_with_a_picture_reach_the_encoder_as_one_input():
         {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "a red"}]},
     ]
     written = [{"role": "assistant", "content": "cat"}]
-    found = ELVAReward(encoder)([prompt], [written], positive=[{"image": picture}], negatives=[[{"image": other}]])
+    found = ELVAReward(encoder)(
+        [prompt], [written], positive=[{"image": picture}], negatives=[[{"image": other}]]
+    )
     query, own, negative = encoder.encode(
         [{"text": "a red\ncat", "image": picture}, {"image": picture}, {"image": other}]
     )

@@ -103,13 +103,17 @@ def test_another_architecture_is_refused_with_the_supported_ones(adapter, tmp_pa
         path = tmp_path / "adapter"
         shutil.copytree(adapter[0], path)
         (path / "adapter_config.json").write_text('{"base_model_name_or_path": "../bert"}')
-    with pytest.raises(ValueError, match="bert is a 'bert' model, expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"):
+    with pytest.raises(
+        ValueError, match="bert is a 'bert' model, expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"
+    ):
         MultimodalEncoder.from_pretrained(path, device="cpu")
 
 
 def test_an_adapter_without_a_base_is_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
-    with pytest.raises(ValueError, match="base_model_name_or_path is None, expected the model that it adapts"):
+    with pytest.raises(
+        ValueError, match="base_model_name_or_path is None, expected the model that it adapts"
+    ):
         MultimodalEncoder.from_pretrained(tmp_path, device="cpu")
 
 

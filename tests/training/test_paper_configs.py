@@ -22,7 +22,9 @@ def run(stage: str, *arguments: str):
 
 
 def test_there_is_one_for_every_stage_and_size():
-    assert [file.stem for file in FILES] == [f"{s}-{n}" for s in ("instruct", "rl", "text") for n in ("2b", "7b")]
+    assert [file.stem for file in FILES] == [
+        f"{s}-{n}" for s in ("instruct", "rl", "text") for n in ("2b", "7b")
+    ]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -1,7 +1,7 @@
 """Where a step of stage 3 spends its time: operators, phases, and the share of elva's own operators.
 
     python -m benchmarks.profile_step --out runs/profile                        # the demo's ELVA arm, tiny preset
-    python -m benchmarks.profile_step --out runs/profile --config configs/qwen2-vl-2b/rl.yaml --set model=…
+    python -m benchmarks.profile_step --out runs/profile --config configs/paper/rl-2b.yaml --set model=…
 
 Writes `trace.json` (chrome://tracing or Perfetto) and `step.png`, and prints three tables. Without a configuration it
 draws scenes and takes an untrained model, whose summaries are of full length. On a GPU every phase ends with a

@@ -10,6 +10,7 @@ from pathlib import Path
 from elva.models.prompts import get_prompt
 
 CONFIG_FILE = "elva.json"
+POOLING_FILE = "1_Pooling/config.json"
 MODES = ("generative", "direct")
 READS = ("at", "before")
 
@@ -45,13 +46,37 @@ def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{argument}: {value!r} given, expected one of {', '.join(choices)}")
 
 
-def read_config(directory: Path) -> EncoderConfig:
-    """The settings in ``directory``; the defaults where it has none (as a checkpoint from the hub)."""
-    file = directory / CONFIG_FILE
-    if not file.is_file():
-        return EncoderConfig()
+def read_config(*directories: Path) -> EncoderConfig:
+    """How the model in the first of ``directories`` that says so embeds; the defaults where none does.
+
+    Read are our own ``elva.json``, and sentence-transformers' pooling: its "lasttoken" is the state behind the prompt,
+    which is ``read="before"``, in direct mode. Prompts of others are not read: the instructions are the data's.
+
+    Raises:
+        ValueError: unknown keys in ``elva.json``, or another pooling, which no position of a causal model stands for.
+    """
+    for directory in directories:
+        if (file := directory / CONFIG_FILE).is_file():
+            return _own_config(file)
+        if (file := directory / POOLING_FILE).is_file():
+            return _pooling_config(file)
+    return EncoderConfig()
+
+
+def _own_config(file: Path) -> EncoderConfig:
     values = json.loads(file.read_text(encoding="utf-8"))
     unknown = sorted(set(values) - {field.name for field in fields(EncoderConfig)})
     if unknown:
         raise ValueError(f"{file}: unknown keys {', '.join(unknown)}; written by another version of elva?")
     return EncoderConfig(**values)
+
+
+def _pooling_config(file: Path) -> EncoderConfig:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    flags = [key.removeprefix("pooling_mode_") for key, value in values.items() if value is True]
+    modes = values.get("pooling_mode") or [flag for flag in flags if flag != "include_prompt"]
+    if modes not in ("lasttoken", ["lasttoken"]):
+        raise ValueError(
+            f"{file}: pooling {modes} given, expected lasttoken (an embedding is read at one position)"
+        )
+    return EncoderConfig(mode="direct", read="before")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elva.files import atomic_directory
-from elva.models import batches, shared_prefix
+from elva.models import adapters, batches, shared_prefix
 from elva.models.attention import resolve_attention
 from elva.models.batches import Batch
 from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice, read_config
@@ -76,28 +76,45 @@ class MultimodalEncoder:
     ) -> MultimodalEncoder:
         """Load a directory written by ``save_pretrained``, or any Qwen-VL checkpoint (directory or hub name).
 
+        A PEFT adapter (``adapter_config.json``) beside or instead of the weights is merged into them. A tokenizer
+        without ``[RET]`` gets one. ``read_config`` says what is read of how a retriever of others embeds.
         ``dtype`` None: the checkpoint's own. ``device`` None: a GPU if there is one.
-        FileNotFoundError for a path without a directory; ValueError for another architecture.
+        FileNotFoundError for a path without a directory; ValueError for another architecture or pooling, or an adapter
+        that does not fit.
         """
         import transformers
+        from transformers.utils import has_file
 
         name = str(path_or_name)
         _require_directory(name)
-        model_config = transformers.AutoConfig.from_pretrained(name)
+        base = adapters.base_of(name)
+        weights = base or name
+        _require_directory(weights)
+        model_config = transformers.AutoConfig.from_pretrained(weights)
         if model_config.model_type not in ARCHITECTURES:
             raise ValueError(
-                f"path_or_name: {name} is a {model_config.model_type!r} model, "
+                f"path_or_name: {weights} is a {model_config.model_type!r} model, "
                 f"expected one of {', '.join(ARCHITECTURES)}"
             )
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         attention = resolve_attention(attn_implementation, device, dtype or model_config.dtype)
-        model = getattr(transformers, ARCHITECTURES[model_config.model_type]).from_pretrained(
-            name, attn_implementation=attention, dtype=dtype or "auto"
+        model = adapters.load_weights(
+            getattr(transformers, ARCHITECTURES[model_config.model_type]),
+            weights,
+            attn_implementation=attention,
+            dtype=dtype or "auto",
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        image_processor = transformers.AutoImageProcessor.from_pretrained(name)
-        return cls(model.to(device).eval(), tokenizer, image_processor, read_config(Path(name)))
+        # An adapter's own tokenizer may know tokens that its base does not.
+        own = next((place for place in (name, weights) if has_file(place, "tokenizer_config.json")), weights)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(own)
+        if base is not None:
+            if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            model = adapters.merge(model, name)
+        image_processor = transformers.AutoImageProcessor.from_pretrained(weights)
+        settings = read_config(Path(name), *([Path(base)] if base else []))
+        return cls(model.to(device).eval(), tokenizer, image_processor, settings)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write model, tokenizer, image processor and ``elva.json``; whole or not at all.

@@ -34,9 +34,15 @@ class FrozenVision:
 
     @property
     def usable(self) -> bool:
-        """No weight of the tower takes a gradient here, and this transformers takes features in place of pixels."""
+        """No weight of the tower takes a gradient here or is split by FSDP, and this transformers takes features in
+        place of pixels."""
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._tower.parameters())
-        return not trained and "mm_encoder_outputs" in inspect.signature(self.backbone.forward).parameters
+        split = any(hasattr(p, "full_tensor") for p in self._tower.parameters())
+        return (
+            not trained
+            and not split
+            and "mm_encoder_outputs" in inspect.signature(self.backbone.forward).parameters
+        )
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from elva.training.config import (
     TextConfig,
 )
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
+from elva.training.sharded import refuse_unless_contrastive, trained_weights, whole_encoder
 from elva.training.trainer import StageTrainer
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ def run_stage(config: StageConfig) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     _same_settings(config, output)
     trainer = make_trainer(config)
+    if trainer.is_fsdp_enabled:
+        refuse_unless_contrastive(config)
     trainer.train(resume_from_checkpoint=_whole_checkpoint(output / CHECKPOINTS))
-    _finish(trainer, output, model)
+    _finish(trainer, config, output, model)
     return model
 
 
@@ -99,6 +102,9 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
         attach_adapter(encoder, config.lora)
         return TextTrainer(encoder, arguments, examples, config)
     assert isinstance(config, InstructConfig | RLConfig)
+    if isinstance(config, RLConfig):
+        # a retriever of others may have been read without a summary; from here on it is read behind one
+        encoder.config = replace(encoder.config, mode="generative")
     data = TrainingData(config.data, config.tasks, config.exclude_tasks)
     mined = mine(
         encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed, config.model
@@ -157,10 +163,14 @@ def _same_settings(config: StageConfig, output: Path) -> None:
         temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
-def _finish(trainer: StageTrainer, output: Path, model: Path) -> None:
+def _finish(trainer: StageTrainer, config: StageConfig, output: Path, model: Path) -> None:
+    trained = trained_weights(trainer.encoder.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
         return
     encoder: MultimodalEncoder = trainer.encoder
+    if trained is not None:
+        assert isinstance(config, TextConfig | InstructConfig)
+        encoder = whole_encoder(config, trained)
     with atomic_file(output / "history.json") as temporary:
         temporary.write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     encoder.merge_adapter()

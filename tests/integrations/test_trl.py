@@ -1,0 +1,183 @@
+"""The reward in TRL: a real GRPOTrainer on a small text model built offline, and the function by itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from elva.integrations.trl import ELVAReward
+from elva.losses import elva_reward
+from elva.models import tiny
+
+CAPTIONS = ["a red cat on a mat", "a blue dog by a tree", "a green bird in a bush", "a pink car on a hill"]
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
+
+
+def table(texts: list[str]) -> torch.Tensor:
+    """A fixed embedding of every text: counts of its letters."""
+    return torch.tensor([[float(text.count(chr(97 + i))) + 0.1 for i in range(26)] for text in texts])
+
+
+def expected(query: str, positive: str, negatives: list[str], **options) -> float:
+    rows = table([query, positive, *negatives])
+    return float(elva_reward(rows[0], rows[1], rows[2:], **options))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """A saved Qwen2 of two layers, and its tokenizer with a chat template."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = tiny.train_tokenizer(CAPTIONS * 4)
+    tokenizer.chat_template = CHAT
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    path = tmp_path_factory.mktemp("policy")
+    Qwen2ForCausalLM(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_grpo_trainer_runs_on_the_reward(policy, conversational, tmp_path):
+    trl = pytest.importorskip("trl", reason="TRL is not installed: pip install 'elva[trl]'")
+    from datasets import Dataset
+
+    calls = []
+
+    class Recorded(ELVAReward):
+        def __call__(self, prompts, completions, completion_ids=None, **columns):
+            rewards = super().__call__(prompts, completions, completion_ids, **columns)
+            calls.append((prompts, completions, columns["positive"], columns["negatives"], rewards))
+            return rewards
+
+    prompts = [f"Describe {caption}:" for caption in CAPTIONS]
+    rows = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": p}] for p in prompts] if conversational else prompts,
+            "positive": CAPTIONS,
+            "negatives": [[c for c in CAPTIONS if c != own][: 1 + i % 3] for i, own in enumerate(CAPTIONS)],
+        }
+    )
+    arguments = trl.GRPOConfig(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=6,
+        beta=0.2,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        seed=0,
+    )
+    trainer = trl.GRPOTrainer(str(policy), Recorded(table, delta=0.2), arguments, train_dataset=rows)
+    before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    trainer.train()
+
+    def text(value):
+        return value if isinstance(value, str) else value[0]["content"]
+
+    join = "\n" if conversational else ""
+    assert len(calls) == 2
+    for asked, written, positive, negatives, rewards in calls:
+        assert isinstance(asked[0], list) is isinstance(written[0], list) is conversational
+        assert len(rewards) == 4 and all(math.isfinite(reward) for reward in rewards)
+        for p, c, own, others, reward in zip(asked, written, positive, negatives, rewards, strict=True):
+            assert reward == pytest.approx(
+                expected(text(p) + join + text(c), own, others, delta=0.2), abs=1e-6
+            )
+        assert len(set(rewards)) > 1, "the completions of the group earn the same: nothing to learn"
+    logged = [line["rewards/Recorded/mean"] for line in trainer.state.log_history if "loss" in line]
+    assert logged == pytest.approx([sum(call[-1]) / 4 for call in calls], abs=1e-6)
+    assert any(not torch.equal(p, old) for p, old in zip(trainer.model.parameters(), before, strict=True))
+
+
+def test_rows_of_different_lengths_and_without_a_positive():
+    reward = ELVAReward(table)
+    found = reward(
+        ["ab", "cd", "ef"],
+        ["cc", "dd", "ff"],
+        positive=["abc", None, "eff"],
+        negatives=[["xyz", "abd"], ["never read"], []],
+    )
+    assert found[1] is None
+    assert found[0] == pytest.approx(expected("abcc", "abc", ["xyz", "abd"]), abs=1e-6)
+    alone = torch.nn.functional.cosine_similarity(*table(["efff", "eff"]).unsqueeze(1))
+    assert found[2] == pytest.approx(0.6 * float(alone), abs=1e-6)
+    assert reward(["ab"], ["c"], positive=[None], negatives=[[]]) == [None]
+
+
+def test_a_candidate_is_embedded_once():
+    seen = []
+
+    def embed(texts):
+        seen.extend(texts)
+        return table(texts).numpy()
+
+    ELVAReward(embed)(["ab"] * 3, ["c", "d", "e"], positive=["abc"] * 3, negatives=[["xyz", "abd"]] * 3)
+    assert seen == ["abc", "abd", "abe", "abc", "xyz", "abd"]
+
+
+def test_messages_with_a_picture_reach_the_encoder_as_one_input():
+    encoder = tiny.create(CAPTIONS * 2)
+    picture, other = (Image.new("RGB", (48, 48), colour) for colour in ("red", "blue"))
+    prompt = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "a red"}]},
+    ]
+    written = [{"role": "assistant", "content": "cat"}]
+    found = ELVAReward(encoder)(
+        [prompt], [written], positive=[{"image": picture}], negatives=[[{"image": other}]]
+    )
+    query, own, negative = encoder.encode(
+        [{"text": "a red\ncat", "image": picture}, {"image": picture}, {"image": other}]
+    )
+    assert found == pytest.approx([float(elva_reward(query, own, negative[None]))], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ({"negatives": [["b"]]}, ValueError, "positive: the data set has no such column"),
+        ({"positive": ["a"]}, ValueError, "negatives: the data set has no such column"),
+        ({"positive": ["a", "b"], "negatives": [["c"]]}, ValueError, "positive: 2 rows given, expected 1"),
+        ({"positive": ["a"], "negatives": ["bc"]}, TypeError, r"negatives\[0\]: str given, expected a list"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_named(columns, error, message):
+    with pytest.raises(error, match=message):
+        ELVAReward(table)(["p"], ["c"], **columns)
+
+
+def test_other_bad_input_is_named():
+    columns = {"positive": ["a"], "negatives": [["b"]]}
+    with pytest.raises(TypeError, match="embed: int given, expected a function or an object with encode"):
+        ELVAReward(3)
+    with pytest.raises(TypeError, match=r"completions\[0\]: str given, expected a str or a list of messages"):
+        ELVAReward(table)([[{"role": "user", "content": "a"}]], ["c"], **columns)
+    with pytest.raises(ValueError, match=r"embed: an embedding of shape \[1, 26\] for 3 inputs"):
+        ELVAReward(lambda texts: table(texts[:1]))(["p"], ["c"], **columns)
+    two = [{"type": "image", "image": Image.new("RGB", (8, 8))}] * 2
+    with pytest.raises(ValueError, match=r"prompts\[0\]: 2 pictures given"):
+        ELVAReward(table)([[{"role": "user", "content": two}]], [[]], **columns)

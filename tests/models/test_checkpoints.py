@@ -1,0 +1,141 @@
+"""Retrievers of others: adapters instead of and beside weights, no [RET] yet, other poolings and architectures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from elva.models import MultimodalEncoder, tiny
+from elva.models.prompts import RET_TOKEN
+
+INPUTS = ["a red cat", {"text": "two dogs"}]
+OWN, OLDER = "base_model.model.model.language_model.", "base_model.model.model."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A checkpoint as transformers saves it: without [RET], without elva.json."""
+    path = tmp_path_factory.mktemp("retriever") / "base"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny, "SPECIAL_TOKENS", tuple(t for t in tiny.SPECIAL_TOKENS if t != RET_TOKEN))
+        tokenizer = tiny.train_tokenizer(["a red cat", "two dogs"] * 4)
+        torch.manual_seed(0)
+        model = tiny._model(tokenizer, tiny.PRESETS["tiny"])
+    for part in (model, tokenizer, tiny._image_processor(48)):
+        part.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapter(base) -> tuple[Path, torch.Tensor]:
+    """An adapter on ``base``, saved by PEFT, and the embeddings with it in place."""
+    encoder = MultimodalEncoder.from_pretrained(base, device="cpu")
+    encoder.model = get_peft_model(encoder.model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    encoder.model.peft_config["default"].base_model_name_or_path = str(base)
+    torch.manual_seed(1)
+    for name, parameter in encoder.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    path = base.parent / "adapter"
+    encoder.model.save_pretrained(path)
+    return path, encoder.encode(INPUTS, mode="direct")
+
+
+def direct(path: Path) -> torch.Tensor:
+    encoder = MultimodalEncoder.from_pretrained(path, device="cpu")
+    assert encoder.model is encoder.base_model, "an adapter is left on the model"
+    assert not any("lora" in name for name, _ in encoder.model.named_parameters())
+    return encoder.encode(INPUTS, mode="direct")
+
+
+def test_a_checkpoint_without_ret_gets_one(base):
+    encoder = MultimodalEncoder.from_pretrained(base, device="cpu")
+    assert RET_TOKEN not in json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
+    assert encoder.tokenizer.convert_ids_to_tokens(encoder.ret_id) == RET_TOKEN
+    weight = encoder.model.get_input_embeddings().weight
+    torch.testing.assert_close(weight[encoder.ret_id], weight[: encoder.ret_id].mean(0))
+    assert encoder.encode(INPUTS).isfinite().all()
+
+
+@pytest.mark.parametrize("place", ["instead", "beside", "relative", "older names"])
+def test_an_adapter_is_merged(base, adapter, tmp_path, place):
+    path, expected = adapter
+    assert (direct(base) - expected).abs().max() > 1e-2
+    folder = tmp_path / "adapter"
+    shutil.copytree(path, folder)
+    if place == "beside":
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+    if place == "relative":
+        shutil.copytree(base, tmp_path / "base")
+        file = folder / "adapter_config.json"
+        settings = json.loads(file.read_text())
+        file.write_text(json.dumps({**settings, "base_model_name_or_path": "../base"}))
+    if place == "older names":
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert all(name.startswith(OWN) for name in weights)
+        renamed = {name.replace(OWN, OLDER): value for name, value in weights.items()}
+        save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(direct(folder), expected, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_that_does_not_fit_is_refused(adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    weights = load_file(folder / "adapter_model.safetensors")
+    renamed = {name.replace("q_proj", "query"): value for name, value in weights.items()}
+    save_file(renamed, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="does not fit Qwen2VLForConditionalGeneration: 8 of its layers"):
+        MultimodalEncoder.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_another_architecture_is_refused_with_the_supported_ones(adapter, tmp_path, adapted):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    path = tmp_path / "bert"
+    if adapted:
+        path = tmp_path / "adapter"
+        shutil.copytree(adapter[0], path)
+        (path / "adapter_config.json").write_text('{"base_model_name_or_path": "../bert"}')
+    with pytest.raises(
+        ValueError, match="bert is a 'bert' model, expected one of qwen2_vl, qwen2_5_vl, qwen3_vl"
+    ):
+        MultimodalEncoder.from_pretrained(path, device="cpu")
+
+
+def test_an_adapter_without_a_base_is_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(
+        ValueError, match="base_model_name_or_path is None, expected the model that it adapts"
+    ):
+        MultimodalEncoder.from_pretrained(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode": "lasttoken"}, {"pooling_mode_lasttoken": True, "include_prompt": True}]
+)
+def test_last_token_pooling_of_sentence_transformers_is_the_state_before_ret(base, tmp_path, pooling):
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    encoder = MultimodalEncoder.from_pretrained(folder, device="cpu")
+    batch = encoder.prepare(INPUTS)
+    with torch.no_grad():
+        last = torch.nn.functional.normalize(encoder.hidden_states(batch)[:, -1], dim=-1)
+    torch.testing.assert_close(encoder.encode(INPUTS), last, atol=1e-5, rtol=0)
+
+
+def test_another_pooling_is_refused(base, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    with pytest.raises(ValueError, match=r"pooling \['mean_tokens'\] given, expected lasttoken"):
+        MultimodalEncoder.from_pretrained(folder, device="cpu")

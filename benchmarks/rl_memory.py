@@ -3,8 +3,8 @@
     python -m benchmarks.rl_memory        # about two minutes on two cores
 
 Counts the bytes of all tensors alive at once (`benchmarks.live_memory`): rollouts with pictures and cache, then
-rewards, forward and backward piece by piece. The model's weights are not counted. The last line is `growth`, the peak at
-N = 100 over that at N = 14.
+rewards, forward and backward piece by piece. The model's weights are not counted. The last line is `growth`, the peak
+at N = 100 over that at N = 14.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from elva.models.packing import PackedBatch, pack
 from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import RET_TOKEN, get_prompt
 from elva.models.vision import FrozenVision
+from elva.models.vision_store import VisionStore
 from elva.progress import track
 
 ARCHITECTURES = {
@@ -150,6 +151,14 @@ class MultimodalEncoder:
     @property
     def hidden_size(self) -> int:
         return self.base_model.config.text_config.hidden_size
+
+    def cache_vision(self, directory: str | Path) -> None:
+        """Keep the frozen vision tower's features in ``directory`` too, one file a picture, for other runs.
+
+        Names hold the content and the tower's weights and precision, so nothing stale is read. Any number of processes
+        may share a directory. ValueError where it is a file.
+        """
+        self._vision.store = VisionStore(directory)
 
     @property
     def vision_seconds(self) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from elva.models.cache import TensorCache
 from elva.models.processing import Picture
+from elva.models.vision_store import VisionStore, digest, tower_digest
 
 CACHE_BYTES = 1024 * 2**20
 PATCHES = 8192
@@ -21,49 +22,72 @@ PATCHES = 8192
 class FrozenVision:
     """Pictures → image features ``[tokens, H · (1 + deepstack levels)]``, without gradient, in the pictures' order.
 
-    Features of files are kept on the tower's device (``CACHE_BYTES``, least recently used dropped first) for as long
-    as the tower's weights are the same tensors in the same state; pictures that are no files are encoded anew each
-    time. Qwen3-VL's deepstack features stand beside the last layer's.
+    Pictures are known by their content. Features are kept on the tower's device (``CACHE_BYTES``, least recently used
+    dropped first) for as long as the tower's weights are the same tensors in the same state; with ``store`` they are
+    also looked up and kept on disk. Qwen3-VL's deepstack features stand beside the last layer's.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
         self.cache = TensorCache(CACHE_BYTES)
+        self.store: VisionStore | None = None
         self.seconds = 0.0
+        self._names: dict[tuple[Any, ...], str] = {}
         self._state: tuple[Any, ...] = ()
+        self._digest: str | None = None
 
     @property
     def usable(self) -> bool:
-        """No weight of the tower takes a gradient here or is split by FSDP, and this transformers takes features in
-        place of pixels."""
+        """No weight of the tower takes a gradient here, and this transformers takes features in place of pixels."""
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._tower.parameters())
-        split = any(hasattr(p, "full_tensor") for p in self._tower.parameters())
-        return (
-            not trained
-            and not split
-            and "mm_encoder_outputs" in inspect.signature(self.backbone.forward).parameters
-        )
+        return not trained and "mm_encoder_outputs" in inspect.signature(self.backbone.forward).parameters
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """Features of at least one picture, on the tower's device and in its dtype."""
         self._forget_if_trained()
-        known: dict[Any, Tensor] = {}
-        missing: dict[Any, Picture] = {}
-        for picture in pictures:
-            found = None if picture.key is None else self.cache.get(picture.key)
+        names = [self._name(picture) for picture in pictures]
+        known: dict[str, Tensor] = {}
+        missing: dict[str, Picture] = {}
+        for name, picture in zip(names, pictures, strict=True):
+            found = self._find(name)
             if found is None:
-                missing[_name(picture)] = picture
+                missing[name] = picture
             else:
-                known[_name(picture)] = found[0]
-        if missing:
-            encoded = (features for part in _parts(missing.values()) for features in self._encode(part))
-            for (name, picture), features in zip(missing.items(), encoded, strict=True):
-                known[name] = features
-                if picture.key is not None:
-                    # a slice would keep the features of the whole call alive
-                    self.cache.put(picture.key, (features.clone(),))
-        return torch.cat([known[_name(picture)] for picture in pictures])
+                known[name] = found
+        encoded = (features for part in _parts(missing.values()) for features in self._encode(part))
+        for name, features in zip(missing, encoded, strict=True):
+            # a slice would keep the features of the whole call alive
+            known[name] = features.clone()
+            self.cache.put(name, (known[name],))
+            if self.store is not None:
+                self.store.put(name, self._fingerprint, features)
+        return torch.cat([known[name] for name in names])
+
+    def _find(self, name: str) -> Tensor | None:
+        kept = self.cache.get(name)
+        if kept is not None:
+            return kept[0]
+        stored = None if self.store is None else self.store.get(name, self._fingerprint)
+        if stored is None:
+            return None
+        features = stored.to(next(self._tower.parameters()).device)
+        self.cache.put(name, (features,))
+        return features
+
+    def _name(self, picture: Picture) -> str:
+        """Its content's digest; of a file's, found once."""
+        if picture.key is None:
+            return digest(picture.pixels, picture.grid)
+        if picture.key not in self._names:
+            self._names[picture.key] = digest(picture.pixels, picture.grid)
+        return self._names[picture.key]
+
+    @property
+    def _fingerprint(self) -> str:
+        if self._digest is None:
+            self._digest = tower_digest(self._tower)
+        return self._digest
 
     def _encode(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
         start = time.perf_counter()
@@ -83,6 +107,7 @@ class FrozenVision:
         if state != self._state:
             self.cache.clear()
             self._state = state
+            self._digest = None
 
     @property
     def _tower(self) -> Any:
@@ -99,8 +124,5 @@ def _parts(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
             part, patches = [], 0
         part.append(picture)
         patches += size
-    yield part
-
-
-def _name(picture: Picture) -> Any:
-    return id(picture.pixels) if picture.key is None else picture.key
+    if part:
+        yield part

@@ -102,7 +102,8 @@ class RolloutSettings:
 class StageConfig:
     """What every stage needs: where it starts, what it reads, where it writes, and HF Trainer's settings.
 
-    `trainer` takes any field of `transformers.TrainingArguments`.
+    `trainer` takes any field of `transformers.TrainingArguments`. `vision_cache`: a directory that keeps the frozen
+    vision tower's features, for later epochs and other runs.
     """
 
     model: str
@@ -110,6 +111,7 @@ class StageConfig:
     data: str
     seed: int = 0
     attn_implementation: str = "auto"
+    vision_cache: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
 
 

@@ -97,6 +97,8 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
     from elva.training.rl import RLTrainer
 
     encoder = MultimodalEncoder.from_pretrained(config.model, attn_implementation=config.attn_implementation)
+    if config.vision_cache is not None:
+        encoder.cache_vision(config.vision_cache)
     if isinstance(config, TextConfig):
         examples = triplet_examples(config.data, config.use_negatives)
         attach_adapter(encoder, config.lora)
@@ -119,6 +121,10 @@ def _base_trainer(config: BaseConfig, arguments: TrainingArguments) -> StageTrai
     from elva.models import tiny
     from elva.training.base import BaseTrainer
 
+    if config.vision_cache is not None:
+        raise ConfigError(
+            "vision_cache: the base stage trains the vision tower, whose features cannot be kept"
+        )
     data = TrainingData(config.data)
     encoder = tiny.create(corpus(data), preset=config.model, seed=config.seed, image_size=config.image_size)
     return BaseTrainer(encoder, arguments, caption_examples(data))

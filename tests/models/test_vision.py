@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from elva.models import vision
 from elva.models.batches import PICTURE_KEYS
 from elva.training.config import LoraSettings
 from elva.training.lora import attach_adapter
@@ -79,12 +80,24 @@ def test_a_file_is_encoded_once(own_encoder, files, calls):
     assert calls == [1, 1]
 
 
-def test_pictures_that_are_no_files_are_not_kept(own_encoder, calls):
-    image = draw("red")
+def test_pictures_are_known_by_their_content(own_encoder, files, calls, tmp_path):
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files[0].read_bytes())
     with torch.no_grad():
-        own_encoder.prepare([image])
-        own_encoder.prepare([image])
-    assert calls == [1, 1]
+        own_encoder.prepare([files[0], copy, draw("red"), "text"])
+        own_encoder.prepare([draw("red")])
+    assert calls == [1]
+
+
+def test_the_tower_runs_on_a_bounded_number_of_patches(own_encoder, calls, monkeypatch):
+    pictures = [draw(colour) for colour in ("red", "blue", "green", "black", "white")]
+    with torch.no_grad():
+        whole = own_encoder.prepare(pictures)["image_features"]
+        own_encoder._vision.cache.clear()
+        monkeypatch.setattr(vision, "PATCHES", 150)
+        parts = own_encoder.prepare(pictures)["image_features"]
+    assert calls == [5, 2, 2, 1]
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_changed_weights_are_noticed(own_encoder, files, calls):

@@ -1,1 +1,1 @@
-"""ELVA's losses, reward and models in the conventions of other libraries; each module imports its library alone."""
+"""ELVA's losses, reward and models in the conventions of other libraries; each module imports only its own."""

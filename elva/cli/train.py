@@ -41,7 +41,7 @@ def _train(
         from elva.training.run import run_stage
 
         typer.echo(str(run_stage(loaded)))
-    except (ValueError, TypeError, OSError, FloatingPointError, SafetensorError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         typer.echo(f"elva train {stage}: {error}", err=True)
         raise typer.Exit(2) from error
 

@@ -78,6 +78,7 @@ class RolloutSettings:
     `length_penalty`: taken off the reward of a summary of `max_completion_length` tokens, less off shorter ones.
     `step`: `plain` runs every rollout as a sequence of its own (slow; what `fast` is tested against).
     `micro_batch_tokens`: tokens that `step: fast` runs together; memory grows with it.
+    `use_vllm`: summaries are written by vLLM in this process (needs the package and a GPU; `step: fast` only).
     """
 
     num_generations: int = 8
@@ -96,6 +97,7 @@ class RolloutSettings:
     length_penalty: float = 0.0
     step: str = "fast"
     micro_batch_tokens: int = 16384
+    use_vllm: bool = False
 
 
 @dataclass

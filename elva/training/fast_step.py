@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from elva.models.batches import Batch
 from elva.models.packing import PackedBatch
 from elva.ops import LinearLogprob, linear_logprob
 from elva.training.credit import Relations
 from elva.training.examples import Item
 from elva.training.rollouts import Rollouts, sample
+from elva.training.vllm_generation import VLLMGenerator
 
 if TYPE_CHECKING:
     from elva.training.rl import RLTrainer
@@ -50,6 +52,7 @@ class FastStep:
         self.trainer = trainer
         self.encoder = trainer.encoder
         self.rl = trainer.config.rl
+        self.vllm = VLLMGenerator(self.encoder, trainer.config.seed) if self.rl.use_vllm else None
 
     def roll_out(self, items: list[Item], name: str, candidates: bool) -> Rollouts:
         """Summaries of queries, or what stands for them at candidates, with the states at [RET]."""
@@ -57,6 +60,8 @@ class FastStep:
         with self.trainer.phase("generate"):
             if kind == "direct":
                 return self._direct(items)
+            if kind == "generate" and self.vllm is not None:
+                return self._by_vllm(items, name)
             return sample(
                 self.encoder,
                 items,
@@ -99,9 +104,32 @@ class FastStep:
     def _direct(self, items: list[Item]) -> Rollouts:
         """Candidates without a summary: [RET] right behind the prompt."""
         prompts = self.encoder.prepare(items)
-        completions = [[self.encoder.ret_id] for _ in items]
-        rollouts = Rollouts(prompts, completions, [False] * len(items), 1, torch.empty(0))
-        found = torch.empty(len(items), 1, self.encoder.hidden_size, device=self.encoder.device)
+        return self._read(prompts, [[self.encoder.ret_id] for _ in items], [False] * len(items), 1)
+
+    def _by_vllm(self, items: list[Item], name: str) -> Rollouts:
+        assert self.vllm is not None
+        with torch.no_grad():
+            prompts = self.encoder.prepare(items)
+        completions, sampled_ret = self.vllm(
+            items,
+            prompts,
+            self.rl.num_generations,
+            temperature=self.rl.temperature,
+            top_p=self.rl.top_p,
+            top_k=self.rl.top_k,
+            max_new_tokens=self.rl.max_completion_length,
+            seed=self.trainer.draw(f"{name}:{self.trainer.args.process_index}").getrandbits(31),
+        )
+        return self._read(prompts, completions, sampled_ret, self.rl.num_generations)
+
+    def _read(
+        self, prompts: Batch, completions: list[list[int]], sampled_ret: list[bool], num_generations: int
+    ) -> Rollouts:
+        """Rollouts of given tokens: the states at [RET] come from a packed forward."""
+        count = len(completions) // num_generations
+        device = self.encoder.device
+        found = torch.empty(count, num_generations, self.encoder.hidden_size, device=device)
+        rollouts = Rollouts(prompts, completions, sampled_ret, num_generations, found)
         training = self.encoder.model.training
         self.encoder.model.eval()
         try:
@@ -109,10 +137,10 @@ class FastStep:
                 for piece in self._pieces(Share(rollouts, None, found)):
                     packed = self._pack(piece)
                     states = self.encoder.packed_states(packed)
-                    found[piece.rows, 0] = self.encoder.read_packed(states, packed)
+                    read = self.encoder.read_packed(states, packed)
+                    found[piece.rows] = read.unflatten(0, (-1, num_generations))
         finally:
             self.encoder.model.train(training)
-        rollouts.embeddings = found
         return rollouts
 
     def _pieces(self, share: Share) -> Iterator[Piece]:

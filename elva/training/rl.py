@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from elva.losses import GRPOLoss
-from elva.training.config import RLConfig
+from elva.training.config import ConfigError, RLConfig
 from elva.training.contrastive import candidate_mask
 from elva.training.credit import Assessor, Credit, Relations
 from elva.training.examples import Item, RetrievalExample, TrainingData, draw_batch
@@ -39,6 +39,10 @@ class RLTrainer(StageTrainer):
         data: TrainingData,
         **kwargs: Any,
     ) -> None:
+        if config.rl.use_vllm and config.rl.step == "plain":
+            raise ConfigError(
+                "rl.use_vllm: true given with rl.step: plain, which samples by itself; expected fast"
+            )
         super().__init__(encoder, arguments, examples, **kwargs)
         self.config = config
         self.data = data

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PADDING = 1.25
 """Prompts are sampled together while the longest is at most so many times the shortest."""
+WORTHWHILE = 4096
+"""Fewer tokens of prompts are not worth a decode loop of their own: padding costs less."""
 
 
 @dataclass
@@ -135,7 +137,8 @@ def _alike(
             longest = lengths[group[0]]
             cached = (len(group) + 1) * num_generations * (longest + new_tokens)
             full = cached_tokens is not None and cached > cached_tokens
-            if full or longest > PADDING * lengths[row]:
+            apart = longest > PADDING * lengths[row] and len(group) * longest >= WORTHWHILE
+            if full or apart:
                 yield group
                 group = []
         group.append(row)

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from benchmarks.live_memory import LiveMemory
-from benchmarks.rl_memory import SETTING, measure
+from benchmarks.rl_memory import measure
+from benchmarks.rl_problem import Setting
 
 MEGA = 1 << 20
+SMALL = Setting(prompt_tokens=48, completion_tokens=4, num_generations=2, image_size=96)
 
 
 def test_live_memory_counts_what_is_alive_together():
@@ -24,11 +26,11 @@ def test_live_memory_counts_what_is_alive_together():
     assert memory.live == 0
 
 
-@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_negatives():
-    few, many = (measure(SETTING.varied(negatives=negatives), tokens=1000) for negatives in (4, 40))
+    # four items of 56 tokens a piece
+    few, many = (measure(SMALL.varied(negatives=negatives), tokens=224) for negatives in (4, 40))
     peaks = [max(rollouts, kept + training) for rollouts, kept, training in (few, many)]
     assert peaks[1] / peaks[0] == pytest.approx(1, abs=0.1)
     # all in one piece it would not be (`python -m benchmarks.rl_memory` goes to 100)
-    whole = [measure(SETTING.varied(negatives=negatives), tokens=10**6)[2] for negatives in (0, 4)]
+    whole = [measure(SMALL.varied(negatives=negatives), tokens=10**6)[2] for negatives in (0, 16)]
     assert whole[1] > 2 * whole[0]

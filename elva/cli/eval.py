@@ -1,4 +1,9 @@
-"""`elva eval MODEL --data DIR`: measure a model, print the tables, write results.json and report.html."""
+"""`elva eval MODEL --data DIR`: measure a model, print the tables, write results.json and report.html.
+
+With `--benchmark mbeir` embeddings are kept on disk, so that a killed run goes on and several processes
+(`torchrun --nproc-per-node N --no-python elva eval …`) share the work; run files and the table of all sixteen rows come
+beside.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +37,10 @@ def evaluate_command(
     seed: Annotated[
         int, typer.Option(help="Draws limited queries, the grain distance's and the gallery's.")
     ] = 0,
+    benchmark: Annotated[
+        Literal["mbeir"] | None,
+        typer.Option(help="mbeir: resumable, over processes, with TREC files and the table; needs --out."),
+    ] = None,
     check: Annotated[bool, typer.Option(help="Check the whole directory first.")] = True,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write results.json and report.html here.")
@@ -41,6 +50,7 @@ def evaluate_command(
     from safetensors import SafetensorError
 
     from elva.data.mbeir import MBEIRDirectory
+    from elva.evaluation.embedding_store import StoredEncoder, model_digest
     from elva.evaluation.gallery import build_gallery
     from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
     from elva.evaluation.report import render_report
@@ -54,7 +64,13 @@ def evaluate_command(
         inputs = Inputs(directory, instructions)
         select_tasks(directory, split, names)
         _require_directory(out)
-        encoder = load_encoder(model)
+        if benchmark is not None and out is None:
+            raise ValueError("--out is missing: --benchmark mbeir keeps embeddings and tables there")
+        first = join_processes()
+        encoder: Any = load_encoder(model)
+        if benchmark is not None:
+            assert out is not None
+            encoder = StoredEncoder(encoder, out / "embeddings", model_digest(encoder))
         candidates = CandidateEmbeddings(encoder, inputs, candidate_mode, batch_size)
         shared: dict[str, Any] = {
             "split": split,
@@ -66,13 +82,19 @@ def evaluate_command(
             "seed": seed,
             "candidates": candidates,
         }
-        results = evaluate(encoder, data, pool=pool, limit=limit, check=False, **shared)
+        trec = out / "trec" if benchmark is not None and out is not None and first else None
+        results = evaluate(encoder, data, pool=pool, limit=limit, check=False, trec=trec, **shared)
         results.model = model
-        print_results(results)
+        if first:
+            print_results(results)
         if out is not None:
+            # every process encodes its share of the gallery's inputs
             gallery = build_gallery(encoder, data, **shared)
-            page = render_report(f"{Path(model).name} on {data.name}", {model: results}, gallery=gallery)
-            write_outputs(out, results, page)
+            if first:
+                page = render_report(f"{Path(model).name} on {data.name}", {model: results}, gallery=gallery)
+                write_outputs(out, results, page)
+                if benchmark is not None:
+                    write_tables(out, results)
     except (ValueError, OSError, SafetensorError) as error:
         typer.echo(f"elva eval: {error}", err=True)
         raise typer.Exit(2) from error
@@ -83,6 +105,33 @@ def load_encoder(model: str) -> MultimodalEncoder:
     from elva.models.encoder import MultimodalEncoder
 
     return MultimodalEncoder.from_pretrained(model)
+
+
+def join_processes() -> bool:
+    """Join the processes that torchrun or accelerate started, if they did; whether this is the first one."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("gloo")
+    return dist.get_rank() == 0
+
+
+def write_tables(out: Path, results: Results) -> None:
+    """mbeir.md and mbeir.tex in ``out``."""
+    from elva.evaluation.mbeir_table import latex, markdown
+    from elva.files import atomic_file
+
+    for name, render in (("mbeir.md", markdown), ("mbeir.tex", latex)):
+        with atomic_file(out / name) as temporary:
+            temporary.write_text(render({Path(results.model).name: results}), encoding="utf-8")
+    typer.echo(f"wrote {out / 'mbeir.md'}, {out / 'mbeir.tex'} and {out / 'trec'}")
 
 
 def print_results(results: Results) -> None:

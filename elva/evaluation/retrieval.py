@@ -24,6 +24,7 @@ from elva.evaluation.metrics import (
 )
 from elva.evaluation.ranks import positive_ranks
 from elva.evaluation.results import MultiGrain, Results, TaskRow
+from elva.evaluation.trec import write_qrels, write_run
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -51,6 +52,7 @@ def evaluate(
     seed: int = 0,
     check: bool = True,
     candidates: CandidateEmbeddings | None = None,
+    trec: Path | None = None,
 ) -> Results:
     """Measure an encoder on an M-BEIR directory as M-BEIR's protocol defines it.
 
@@ -71,6 +73,7 @@ def evaluate(
         seed: draws the queries of ``limit`` and of the grain distance.
         check: look at the whole directory first (``elva.data.check``), before anything is encoded.
         candidates: embeddings to use and to add to; by default made from the other arguments.
+        trec: a directory for every row's run and judgements in TREC's formats (``elva.evaluation.trec``).
 
     Raises:
         DataError: the directory is faulty, or a query has no positive in a pool where it needs one.
@@ -85,7 +88,7 @@ def evaluate(
     started = time.monotonic()
     inputs = Inputs(directory, instructions)
     candidates = candidates or CandidateEmbeddings(encoder, inputs, candidate_mode, batch_size)
-    search = _Search(encoder, directory, inputs, candidates, split, pool, query_mode, batch_size)
+    search = _Search(encoder, directory, inputs, candidates, split, pool, query_mode, batch_size, trec)
     rows: list[TaskRow] = []
     grain_queries: list[Query] = []
     grain_summaries: list[str] = []
@@ -164,7 +167,9 @@ class _Search:
         pool: str,
         query_mode: str,
         batch_size: int,
+        trec: Path | None,
     ) -> None:
+        self.trec = trec
         self.encoder, self.directory, self.inputs, self.candidates = encoder, directory, inputs, candidates
         self.split, self.pool, self.query_mode, self.batch_size = split, pool, query_mode, batch_size
         self._global: tuple[list[Candidate], Tensor] | None = None
@@ -186,6 +191,11 @@ class _Search:
             return_summaries=True,
         )
         ranks = positive_ranks(encoded.float(), embeddings, positives, device=self._device)
+        if self.trec is not None:
+            name, qids = f"{task.dataset}_task{task.task_id}", [query.qid for query in queries]
+            dids = [candidate.did for candidate in pool]
+            write_run(self.trec / f"{name}.run", _name(self.encoder), qids, encoded.float(), dids, embeddings)
+            write_qrels(self.trec / f"{name}.qrels", qids, relevant)
         k = cutoff(task.dataset)
         row = TaskRow(
             dataset=task.dataset,

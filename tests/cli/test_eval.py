@@ -88,6 +88,35 @@ def test_prints_the_tables_and_writes_both_files(
     assert page.count('<li class="right"') == 2
 
 
+def test_the_benchmark_keeps_embeddings_and_goes_on(
+    data: Path, tmp_path: Path, encoder: BrightnessEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elva.evaluation.embedding_store.model_digest", lambda encoder: "stand-in")
+    out = tmp_path / "out"
+    plain = run("m", "--data", data, "--out", tmp_path / "plain")
+    result = run("m", "--data", data, "--benchmark", "mbeir", "--out", out)
+    assert plain.exit_code == result.exit_code == 0, result.output
+    tables = {"embeddings", "mbeir.md", "mbeir.tex", "report.html", "results.json", "trec"}
+    assert {path.name for path in out.iterdir()} == tables
+    assert (out / "trec/dots_task0.qrels").read_text() == "20:0 0 20:0 1\n20:1 0 20:1 1\n"
+    assert len((out / "trec/dots_task0.run").read_text().splitlines()) == 4
+    found, expected = (
+        Results.from_json((folder / "results.json").read_text(encoding="utf-8"))
+        for folder in (out, tmp_path / "plain")
+    )
+    assert found.rows == expected.rows and found.multigrain == expected.multigrain
+    calls = encoder.calls
+    assert run("m", "--data", data, "--benchmark", "mbeir", "--out", out).exit_code == 0
+    assert encoder.calls == calls
+
+
+def test_the_benchmark_needs_a_place(data: Path, encoder: BrightnessEncoder) -> None:
+    result = run("m", "--data", data, "--benchmark", "mbeir")
+    assert result.exit_code == 2
+    assert "--out is missing: --benchmark mbeir keeps embeddings and tables there" in result.output
+    assert encoder.calls == 0
+
+
 def test_options_reach_the_evaluation(data: Path, tmp_path: Path, encoder: BrightnessEncoder) -> None:
     out = tmp_path / "out"
     options = [

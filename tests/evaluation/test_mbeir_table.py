@@ -1,0 +1,37 @@
+"""The table of sixteen rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from elva.data.mbeir import TASK_MODALITIES
+from elva.evaluation.mbeir_table import ROWS, latex, markdown, scores
+from elva.evaluation.results import Results, TaskRow
+
+
+def results(count: int) -> Results:
+    rows = [
+        TaskRow(dataset, task, 5, (index + 1) / 20, 0, 0, 0, 1, 1, 0, ["1:1"], [1])
+        for index, (dataset, task) in enumerate(ROWS[:count])
+    ]
+    return Results("m", "d", "test", "local", "direct", "direct", "fixed", 0, None, 1.0, rows)
+
+
+def test_sixteen_rows_and_their_mean():
+    assert len(ROWS) == len(set(ROWS)) == 16
+    assert all(task in TASK_MODALITIES for _, task in ROWS)
+    assert scores(results(16))[:2] == [5.0, 10.0]
+    assert scores(results(16))[-1] == pytest.approx(42.5)
+
+
+def test_no_mean_of_some_rows():
+    assert scores(results(15))[-2:] == [None, None]
+    assert "| ours | 5.0 | 10.0 |" in markdown({"ours": results(15)})
+    assert markdown({"ours": results(15)}).splitlines()[2].endswith("| – | – |")
+
+
+def test_both_layouts_have_as_many_cells_in_every_row():
+    for text, separator in ((markdown({"a": results(16)}), "|"), (latex({"a": results(16)}), "&")):
+        lines = [line for line in text.splitlines() if separator in line]
+        assert len({line.count(separator) for line in lines}) == 1
+    assert "a & 5.0 & 10.0" in latex({"a": results(16)}) and "42.5 \\\\" in latex({"a": results(16)})

@@ -21,7 +21,7 @@ PROJECT = PYPROJECT["project"]
 # SentenceTransformerTrainer datasets.
 INDIRECT = {"accelerate", "datasets", "tensorboard"}
 # Optional attention back-ends: looked up by name, and not part of the tested environment.
-UNTESTED = {"flash-attn", "xformers"}
+UNTESTED = {"flash-attn", "vllm", "xformers"}
 
 
 def requirements(*extras: str) -> list[Requirement]:

@@ -1,4 +1,9 @@
-"""The fast step against the plain one: loss, rewards and every gradient on the same sampled tokens."""
+"""The fast step against the plain one: loss, rewards and every gradient on the same sampled tokens.
+
+In float64: the fast step's rewards come from the rollout, the plain one's from its own forward, and an advantage
+divides the float32 rounding between them by a group's small spread. `test_step_families.py` has float32, with one set
+of rewards.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +60,7 @@ def pair(root, model, tmp_path, **settings):
             root, model, tmp_path, dropout=0.0, step=step, **{"beta": 0.2, "num_generations": 3, **settings}
         )
         randomised(trainer)
+        trainer.encoder.model.double()
         trainers.append(trainer)
     return (*trainers, examples)
 

@@ -14,7 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.measure import Work
-from elva.ops import infonce, linear_logprob, rank_reward, similarity_topk, tiered_rank
+from elva.ops import (
+    PrefixLayout,
+    infonce,
+    linear_logprob,
+    rank_reward,
+    shared_prefix_attention,
+    similarity_topk,
+    tiered_rank,
+)
 from elva.ops.infonce import SCORE_BUDGET
 
 Shape = tuple[int, ...]
@@ -118,6 +126,26 @@ def _tiered_rank_work(shape: Shape, backward: bool, itemsize: int) -> Work:
     return Work(bytes=rows * count * cell, flops=0)
 
 
+def _shared_prefix_attention_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Any]:
+    """Query, key, value [T, H, D] and the layout: N prompts of P tokens, G completions of R behind each."""
+    items, prompt, generations, completion, heads, dim = shape
+    layout = PrefixLayout((prompt,) * items, (completion,) * (items * generations), generations)
+    generator = torch.Generator().manual_seed(0)
+    size = (layout.tokens, heads, dim)
+    return [*(normal(generator, size, device, dtype).requires_grad_() for _ in range(3)), layout]
+
+
+def _shared_prefix_attention_work(shape: Shape, backward: bool, itemsize: int) -> Work:
+    items, prompt, generations, completion, heads, dim = shape
+    pairs = items * (prompt**2 / 2 + generations * completion * (prompt + completion / 2))
+    tokens = items * (prompt + generations * completion)
+    # Two products a pair forward, five backward; inputs and output, then their gradients too.
+    return Work(
+        bytes=itemsize * (8 if backward else 4) * tokens * heads * dim,
+        flops=2 * dim * heads * pairs * (7 if backward else 2),
+    )
+
+
 PROBLEMS = {
     "infonce": Problem(
         "B,D",
@@ -140,6 +168,13 @@ PROBLEMS = {
         _rank_reward_inputs,
         lambda query, positive, negatives: rank_reward(query, positive, negatives).total,
         _rank_reward_work,
+    ),
+    "shared_prefix_attention": Problem(
+        "N,P,G,R,H,D",
+        {"16 items, P 256, G 8, R 16": (16, 256, 8, 16, 16, 32)},
+        _shared_prefix_attention_inputs,
+        shared_prefix_attention,
+        _shared_prefix_attention_work,
     ),
     "similarity_topk": Problem(
         "Q,M,D,k",

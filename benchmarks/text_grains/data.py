@@ -84,8 +84,9 @@ def retrieval(encode: Encode, rows: Sequence[Row]) -> dict[str, Any]:
     """Shares in [0, 1], and what they are means of, a query each: ``hits``, ``right``.
 
     ``r1``, ``r5``: a paraphrase finds a caption of its picture among all captions and all negatives; ties count against
-    it, and a candidate that is the paraphrase itself is left out. ``accuracy``: it is nearer to its caption than to
-    that caption's negatives; by kind of edit in ``edits``.
+    it, and a candidate that is the paraphrase itself is left out. ``r1_apart``: R@1 where the paraphrase's own one-grain
+    edits are left out too, which otherwise win most often. ``accuracy``: it is nearer to its caption than to that
+    caption's negatives; by kind of edit in ``edits``. ``pictures``: the picture of each query.
     """
     queries = [(place, text) for place, row in enumerate(rows) for text in row.paraphrases[:PARAPHRASES]]
     negatives = [(place, text, edit) for place, row in enumerate(rows) for text, edit in row.negatives]
@@ -96,7 +97,11 @@ def retrieval(encode: Encode, rows: Sequence[Row]) -> dict[str, Any]:
     pictures = torch.tensor([row.picture for row in rows] + [-1] * len(negatives))
     same = torch.tensor([[text == other for other in candidates] for _, text in queries])
     right_answers = torch.tensor([rows[place].picture for place, _ in queries])[:, None] == pictures
-    ranks = first_ranks(asked @ torch.cat([captions, wrong]).T, right_answers, same)
+    scores = asked @ torch.cat([captions, wrong]).T
+    ranks = first_ranks(scores, right_answers, same)
+    sources = [row.caption for row in rows] + [rows[place].caption for place, _, _ in negatives]
+    from_query = torch.tensor([[text == source for source in sources] for _, text in queries])
+    apart = first_ranks(scores, right_answers, same | from_query)
     own: dict[int, list[int]] = defaultdict(list)
     for index, (place, _, _) in enumerate(negatives):
         own[place].append(index)
@@ -110,10 +115,13 @@ def retrieval(encode: Encode, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "r1": float((ranks <= 1).float().mean()),
         "r5": float((ranks <= 5).float().mean()),
+        "r1_apart": float((apart <= 1).float().mean()),
         "accuracy": fmean(right),
         "edits": {edit: fmean(values) for edit, values in sorted(edits.items())},
         "hits": (ranks <= 1).int().tolist(),
         "right": right,
+        "apart": (apart <= 1).int().tolist(),
+        "pictures": [rows[place].picture for place, _ in queries],
     }
 
 

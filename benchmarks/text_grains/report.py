@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from elva.evaluation.bootstrap import Interval, paired_bootstrap
+from elva.evaluation.bootstrap import Interval
 from elva.files import atomic_file
 
 REFERENCE = "MNRL, hard negatives"
 METRICS = {
     "r1": "R@1",
     "r5": "R@5",
+    "r1_apart": "R@1, own edits apart",
     "accuracy": "accuracy",
     "grain_distance": "grain distance",
     "entailment": "entailment",
 }
+PAIRED = {"hits": "R@1", "apart": "R@1, own edits apart", "right": "accuracy"}
+RESAMPLES = 10_000
 Results = dict[str, list[dict[str, Any]]]
 
 
@@ -72,7 +75,7 @@ def insert(path: Path, body: str) -> None:
 
 
 def brief(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in result.items() if name not in ("hits", "right")}
+    return {name: value for name, value in result.items() if name not in (*PAIRED, "pictures")}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -108,22 +111,45 @@ def edit_table(zero_shot: dict[str, Any], results: Results) -> list[str]:
 
 
 def test_table(results: Results) -> list[str]:
-    """Differences in points, with 95 % intervals of a bootstrap over queries whose values are means over seeds."""
-    lines = [f"| minus {REFERENCE}, points | R@1 | accuracy |", "| --- | ---: | ---: |"]
+    """Differences in points, their 95 % intervals, and how many seeds are ahead."""
+    lines = [
+        f"| minus {REFERENCE}, points | {' | '.join(PAIRED.values())} |",
+        "| --- |" + " ---: |" * len(PAIRED),
+    ]
     for arm, runs in results.items():
         if arm != REFERENCE:
-            cells = [_points(difference(runs, results[REFERENCE], name)) for name in ("hits", "right")]
+            cells = [_points(runs, results[REFERENCE], name) for name in PAIRED]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     return lines
 
 
-def difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], name: str) -> Interval:
-    means = [np.mean([run[name] for run in runs], axis=0) for runs in (ours, theirs)]
-    return paired_bootstrap(list(means[0]), list(means[1]))
+def gains(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """[seeds, queries] differences of two losses that drew the same batches."""
+    return np.array([run[name] for run in ours], float) - np.array([run[name] for run in theirs], float)
 
 
-def _points(interval: Interval) -> str:
-    return f"{100 * interval.difference:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+def difference(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], name: str) -> Interval:
+    """Mean gain and its 95 % bootstrap interval, which resamples both the seeds and the pictures.
+
+    Queries of one picture share their candidates, so that they are drawn together.
+    """
+    gain = gains(ours, theirs, name)
+    pictures, place = np.unique(ours[0]["pictures"], return_inverse=True)
+    sums = np.stack([np.bincount(place, row, len(pictures)) for row in gain])
+    draw = np.random.default_rng(0)
+    seeds, drawn = (
+        draw.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in (len(gain), len(pictures))
+    )
+    means = ((seeds @ sums) * drawn).sum(1) / (drawn @ np.bincount(place)) / len(gain)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Interval(float(gain.mean()), float(low), float(high))
+
+
+def _points(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]], name: str) -> str:
+    interval = difference(ours, theirs, name)
+    ahead = int((gains(ours, theirs, name).mean(1) > 0).sum())
+    ends = f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
+    return f"{100 * interval.difference:+.1f} ({ends}), {ahead} of {len(ours)}"
 
 
 def draw(zero_shot: dict[str, Any], results: Results, path: Path) -> None:

@@ -48,8 +48,42 @@ def test_retrieval_by_hand():
     # "a cat in red" is nearer to the blue cat, the two cats and the dogs than to its caption: rank 4
     assert found["hits"] == [1, 0, 1]
     assert found["r1"] == pytest.approx(2 / 3) and found["r5"] == 1.0
+    assert found["apart"] == found["hits"] and found["pictures"] == [1, 1, 2]
     assert found["right"] == [1.0, 0.5, 1.0]
     assert found["edits"] == {"add_obj": 1.0, "replace_att": 0.5, "replace_obj": 1.0}
+
+
+def test_edits_of_the_query_itself_can_be_left_out():
+    rows = [
+        Row(1, "a", ("b",), (("a edited", "swap_obj"),)),
+        Row(1, "b", ("a",), (("b edited", "swap_obj"),)),
+    ]
+    vectors = {"a": (1.0, 0.0), "a edited": (0.9, 0.1), "b": (0.0, 1.0), "b edited": (0.1, 0.9)}
+    found = data.retrieval(
+        lambda texts: F.normalize(torch.tensor([vectors[text] for text in texts]), dim=1), rows
+    )
+    # the query "b" is nearer to its own edit than to "a", its right answer
+    assert (found["r1"], found["hits"]) == (0.0, [0, 0])
+    # "b edited" gone, "a edited" still stands above "a": (.9, .1) and (0, 1) have cosine .11, "a" has 0
+    assert found["apart"] == [0, 0]
+    vectors["a edited"], vectors["b edited"] = (1.0, -0.5), (-0.5, 1.0)
+    found = data.retrieval(
+        lambda texts: F.normalize(torch.tensor([vectors[text] for text in texts]), dim=1), rows
+    )
+    assert (found["hits"], found["apart"]) == ([0, 0], [1, 1])
+
+
+def test_a_difference_resamples_pictures_and_seeds():
+    pictures = [1, 1, 2, 2, 3, 3]
+    ours = [{"hits": [1, 1, 1, 1, 1, 1], "pictures": pictures}] * 2
+    theirs = [{"hits": [0] * 6}] * 2
+    assert report.difference(ours, theirs, "hits") == (1.0, 1.0, 1.0)
+    # one seed gains everything, the other nothing: the interval reaches both
+    assert report.difference(ours, [theirs[0], {"hits": [1] * 6}], "hits") == (0.5, 0.0, 1.0)
+    # one picture of three makes the gain: intervals over queries alone would be narrower
+    one = [{"hits": [1, 1, 0, 0, 0, 0], "pictures": pictures}] * 2
+    found = report.difference(one, theirs, "hits")
+    assert found.difference == pytest.approx(1 / 3) and (found.low, found.high) == (0.0, 1.0)
 
 
 def test_edited_words_are_masked():
@@ -75,7 +109,9 @@ def test_the_report_keeps_what_is_written_around_its_figures(tmp_path):
     def result(shift: float) -> dict:
         right = [min(1.0, 0.5 + shift * (i % 2)) for i in range(40)]
         names = {"r1": 0.5 + shift, "r5": 0.9, "accuracy": 0.7, "grain_distance": 0.1, "entailment": 0.9}
-        return {**names, "edits": {"add_att": 0.5}, "hits": [i % 2 for i in range(40)], "right": right}
+        names |= {"r1_apart": 0.8, "edits": {"add_att": 0.5}}
+        hits = [i % 2 for i in range(40)]
+        return {**names, "hits": hits, "apart": hits, "right": right, "pictures": list(range(40))}
 
     page = tmp_path / "page.md"
     page.write_text("# Title\n\nBefore.\n\n<!-- figures -->\nold\n<!-- end of figures -->\n\nAfter.\n")
@@ -85,7 +121,7 @@ def test_the_report_keeps_what_is_written_around_its_figures(tmp_path):
     text = page.read_text()
     assert text.startswith("# Title\n\nBefore.\n") and text.endswith("After.\n") and "old" not in text
     assert "| ours | 61.0 ± 1.4 | 90.0 ± 0.0 |" in text
-    assert "| ours | +0.0 (+0.0 to +0.0) | +5.0 (" in text
+    assert "| ours | +0.0 (+0.0 to +0.0), 0 of 2 | +0.0 (+0.0 to +0.0), 0 of 2 | +5.0 (" in text
     saved = json.loads(page.with_suffix(".json").read_text())
     assert "hits" not in saved["results"]["ours"][0]
     assert page.with_suffix(".png").stat().st_size > 1000

@@ -34,8 +34,8 @@ from benchmarks.text_grains.report import write_report
 from elva.files import atomic_file
 from elva.progress import track
 
-LEARNING_RATES = (5e-5, 2e-4)
-TEMPERATURES = (0.02, 0.05)
+LEARNING_RATES = (2e-4, 5e-4)
+TEMPERATURES = (0.05, 0.1)
 SEEDS = (1, 2, 3, 4, 5)
 BATCH = 16
 

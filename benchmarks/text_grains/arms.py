@@ -37,10 +37,6 @@ def _margin(model: SentenceTransformer, scale: float) -> nn.Module:
     return ELVALoss(model, scale, alpha=1.0, epsilon=0.0, infonce_weight=1.0)
 
 
-def _margin_and_tiers(model: SentenceTransformer, scale: float) -> nn.Module:
-    return ELVALoss(model, scale, alpha=1.0, epsilon=0.3, tier_weight=1.0, infonce_weight=0.7)
-
-
 ARMS: dict[str, Callable[[SentenceTransformer, float], nn.Module]] = {
     IN_BATCH: lambda model, scale: MultipleNegativesRankingLoss(model, scale),
     HARD: lambda model, scale: MultipleNegativesRankingLoss(model, scale),
@@ -49,7 +45,6 @@ ARMS: dict[str, Callable[[SentenceTransformer, float], nn.Module]] = {
     "TieredRankingLoss": TieredRankingLoss,
     "InfoNCELoss + ELVALoss": lambda model, scale: ELVALoss(model, scale, infonce_weight=1.0),
     "InfoNCELoss + margin": _margin,
-    "InfoNCELoss + margin + tiers": _margin_and_tiers,
 }
 
 

@@ -84,9 +84,9 @@ def retrieval(encode: Encode, rows: Sequence[Row]) -> dict[str, Any]:
     """Shares in [0, 1], and what they are means of, a query each: ``hits``, ``right``.
 
     ``r1``, ``r5``: a paraphrase finds a caption of its picture among all captions and all negatives; ties count against
-    it, and a candidate that is the paraphrase itself is left out. ``r1_apart``: R@1 where the paraphrase's own one-grain
-    edits are left out too, which otherwise win most often. ``accuracy``: it is nearer to its caption than to that
-    caption's negatives; by kind of edit in ``edits``. ``pictures``: the picture of each query.
+    it, and a candidate that is the paraphrase itself is left out. ``r1_apart``: R@1 where the paraphrase's own edits
+    are left out too, which otherwise win most often. ``accuracy``: it is nearer to its caption than to that caption's
+    negatives; by kind of edit in ``edits``. ``pictures``: the picture of each query.
     """
     queries = [(place, text) for place, row in enumerate(rows) for text in row.paraphrases[:PARAPHRASES]]
     negatives = [(place, text, edit) for place, row in enumerate(rows) for text, edit in row.negatives]

@@ -1,6 +1,6 @@
 """Fine-tune MiniLM's published weights with several losses and measure what each does to grains and to retrieval.
 
-    python -m benchmarks.text_grains --out runs/text-grains --report docs/results/text-grains.md
+    python -m benchmarks.text_grains --out runs/text-grains
 
 Learning rate and temperature of every loss are chosen on *val* by the mean of R@1 and accuracy, from the same grid with
 the same budget; then five seeds of the chosen setting are measured once on *test*. A killed run goes on with the same
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -59,7 +59,12 @@ class Run:
 
 def main(
     out: Annotated[Path, typer.Option(help="a file for each run goes here")],
-    report: Annotated[Path, typer.Option(help="Markdown page; plot and JSON go beside it")],
+    report: Annotated[Path, typer.Option(help="Markdown page; the plot goes beside it")] = Path(
+        "docs/results/text-grains.md"
+    ),
+    figures: Annotated[Path, typer.Option(help="JSON with the figures of every run")] = Path(
+        "benchmarks/results/text-grains.json"
+    ),
     steps: Annotated[int, typer.Option(min=1, help="of each training")] = 20,
     jobs: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 2,
 ) -> None:
@@ -79,9 +84,19 @@ def main(
     found |= run_all(final, out, jobs, "Measuring on test")
     write_report(
         report,
+        figures,
         zero_shot=found[start],
         results={arm: [found[run] for run in final if run.arm == arm] for arm in ARMS},
-        settings={arm: asdict(run) | {"val": score(found[run])} for arm, run in chosen.items()},
+        settings={
+            arm: {
+                "learning_rate": run.learning_rate,
+                "temperature": run.temperature,
+                "val": {
+                    f"{r.learning_rate:g}, {r.temperature:g}": score(found[r]) for r in tried if r.arm == arm
+                },
+            }
+            for arm, run in chosen.items()
+        },
         steps=steps,
         batch=BATCH,
     )

@@ -31,13 +31,14 @@ Results = dict[str, list[dict[str, Any]]]
 
 def write_report(
     path: Path,
+    figures: Path,
     zero_shot: dict[str, Any],
     results: Results,
     settings: dict[str, dict[str, Any]],
     steps: int,
     batch: int,
 ) -> None:
-    """``path``: Markdown between two marks is replaced, text around them stays; ``.png`` and ``.json`` beside it."""
+    """JSON to ``figures``; Markdown between two marks of ``path`` (text around them stays), a ``.png`` beside it."""
     body = "\n".join(
         [
             f"{date.today().isoformat()}; {steps} steps of {batch} pairs, "
@@ -57,7 +58,7 @@ def write_report(
         draw(zero_shot, results, temporary)
     record = {"steps": steps, "batch": batch, "settings": settings, "zero_shot": brief(zero_shot)}
     record["results"] = {arm: [brief(run) for run in runs] for arm, runs in results.items()}
-    with atomic_file(path.with_suffix(".json")) as temporary:
+    with atomic_file(figures) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     insert(path, body)
 

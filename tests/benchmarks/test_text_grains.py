@@ -117,12 +117,13 @@ def test_the_report_keeps_what_is_written_around_its_figures(tmp_path):
     page.write_text("# Title\n\nBefore.\n\n<!-- figures -->\nold\n<!-- end of figures -->\n\nAfter.\n")
     arms = {report.REFERENCE: [result(0.0), result(0.02)], "ours": [result(0.1), result(0.12)]}
     settings = {arm: {"learning_rate": 2e-5, "temperature": 0.05} for arm in arms}
-    report.write_report(page, result(0.0), arms, settings, steps=2, batch=4)
+    figures = tmp_path / "figures.json"
+    report.write_report(page, figures, result(0.0), arms, settings, steps=2, batch=4)
     text = page.read_text()
     assert text.startswith("# Title\n\nBefore.\n") and text.endswith("After.\n") and "old" not in text
     assert "| ours | 61.0 ± 1.4 | 90.0 ± 0.0 |" in text
     assert "| ours | +0.0 (+0.0 to +0.0), 0 of 2 | +0.0 (+0.0 to +0.0), 0 of 2 | +5.0 (" in text
-    saved = json.loads(page.with_suffix(".json").read_text())
+    saved = json.loads(figures.read_text())
     assert "hits" not in saved["results"]["ours"][0]
     assert page.with_suffix(".png").stat().st_size > 1000
 

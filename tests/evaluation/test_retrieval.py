@@ -156,7 +156,7 @@ def test_multigrain_query_without_a_positive_is_an_error(root: Path, word_encode
         ({"limit": 0}, "limit must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"tasks": ["nothing"]}, "tasks: no 'nothing' in split 'test'"),
-        ({"instructions": "random"}, "instructions must be 'fixed' or 'random:SEED'"),
+        ({"instructions": "random"}, "instructions must be 'fixed', 'random:SEED'"),
         ({"split": "val"}, "no queries in split 'val'"),
     ],
 )

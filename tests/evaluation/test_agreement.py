@@ -27,7 +27,9 @@ def case(request: pytest.FixtureRequest) -> tuple[torch.Tensor, Run, Qrels]:
     for row in range(0, QUERIES, 2):
         queries[row] += 0.7 * candidates[positives[row][0]]
     scores = queries.double() @ candidates.double().T
-    assert all(row.float().unique().numel() == CANDIDATES for row in scores), "ties are ordered as each tool likes"
+    assert all(row.float().unique().numel() == CANDIDATES for row in scores), (
+        "ties are ordered as each tool likes"
+    )
     run = {f"q{row}": {f"d{i}": s for i, s in enumerate(line)} for row, line in enumerate(scores.tolist())}
     qrels = {f"q{row}": {f"d{index}": 1 for index in found} for row, found in enumerate(positives)}
     return positive_ranks(queries, candidates, positives), run, qrels
@@ -91,7 +93,13 @@ def test_trec_eval(case: tuple[torch.Tensor, Run, Qrels]) -> None:
 def test_ranx(case: tuple[torch.Tensor, Run, Qrels]) -> None:
     ranx = pytest.importorskip("ranx", reason="ranx is not installed")
     ranks, run, qrels = case
-    names = {"hit@5": "hit_rate@5", "hit@10": "hit_rate@10", "recall@5": "recall@5", "mrr": "mrr", "ndcg@10": "ndcg@10"}
+    names = {
+        "hit@5": "hit_rate@5",
+        "hit@10": "hit_rate@10",
+        "recall@5": "recall@5",
+        "mrr": "mrr",
+        "ndcg@10": "ndcg@10",
+    }
     judged, theirs = ranx.Qrels(qrels), ranx.Run(run)
     ranx.evaluate(judged, theirs, list(names.values()))
     same(ours(ranks), {name: [theirs.scores[metric][qid] for qid in run] for name, metric in names.items()})

@@ -232,7 +232,8 @@ def test_averaged_instructions_are_the_mean_over_the_wordings(root: Path, tmp_pa
 
 def test_average_of_one_wording_is_that_wording(root: Path) -> None:
     fixed, average = (
-        evaluate(WordEncoder(), root, instructions=name, tasks=["toys_task4"]) for name in ("fixed", "average")
+        evaluate(WordEncoder(), root, instructions=name, tasks=["toys_task4"])
+        for name in ("fixed", "average")
     )
     assert average.rows[0].hit_rates == [fixed.rows[0].hit_rate]
     assert average.rows[0].mrr == fixed.rows[0].mrr

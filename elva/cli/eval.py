@@ -32,7 +32,7 @@ def evaluate_command(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which queries.")] = "test",
     tasks: Annotated[str | None, typer.Option(help="Only these: mscoco,cirr_task7,…")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs encoded at a time.")] = 64,
-    instructions: Annotated[str, typer.Option(help="fixed (prompt_1) or random:SEED.")] = "fixed",
+    instructions: Annotated[str, typer.Option(help="fixed (prompt_1), random:SEED or average.")] = "fixed",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many queries a task.")] = None,
     seed: Annotated[
         int, typer.Option(help="Draws limited queries, the grain distance's and the gallery's.")

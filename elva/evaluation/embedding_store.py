@@ -64,7 +64,10 @@ class StoredEncoder:
         starts = range(0, len(inputs), SHARD)
         paths = [self._path(described[start : start + SHARD], instruction, mode, read) for start in starts]
         rank, world = _place()
-        own = [place for place in range(len(paths)) if place % world == rank and _load(paths[place]) is None]
+        # Dealt from a process that the names choose: were it always the first, it would encode every small pool.
+        dealer = int(paths[0].stem, 16)
+        mine = [place for place in range(len(paths)) if (dealer + place) % world == rank]
+        own = [place for place in mine if _load(paths[place]) is None]
         for place in track(own, "Encoding shards", total=len(own), show=show_progress):
             part = inputs[starts[place] : starts[place] + SHARD]
             _save(paths[place], *self.encoder.encode(part, return_summaries=True, **options))

@@ -20,6 +20,7 @@ Item = dict[str, Any]
 
 SHOWN_PROBLEMS = 5
 UNREACHABLE = "unreachable qrels"
+AVERAGE = "average"
 
 
 def require_sound(root: str | Path) -> None:
@@ -44,13 +45,15 @@ def require_sound(root: str | Path) -> None:
 
 
 def parse_instructions(instructions: str) -> tuple[str, int]:
-    """``fixed`` or ``random:SEED`` as the (policy, seed) of ``Instructions.choose``. ValueError otherwise."""
+    """The (policy, seed) of ``Instructions.choose``; of the first wording for ``average``. ValueError otherwise."""
     policy, _, seed = instructions.partition(":")
-    if instructions == "fixed":
+    if instructions in ("fixed", AVERAGE):
         return "fixed", 0
     if policy == "random" and seed.isascii() and seed.isdigit():
         return "random", int(seed)
-    raise ValueError(f"instructions must be 'fixed' or 'random:SEED' (a whole number), got {instructions!r}")
+    raise ValueError(
+        f"instructions must be 'fixed', 'random:SEED' (a whole number) or 'average', got {instructions!r}"
+    )
 
 
 class Inputs:
@@ -59,13 +62,28 @@ class Inputs:
     def __init__(self, directory: MBEIRDirectory, instructions: str = "fixed") -> None:
         self.directory = directory
         self._policy, self._seed = parse_instructions(instructions)
+        self._averages = instructions == AVERAGE
 
-    def query(self, query: Query) -> Item:
-        modality = TASK_MODALITIES[query.task_id][1]
-        instruction = self.directory.instructions.choose(
-            query, modality, policy=self._policy, seed=self._seed
-        )
+    def wordings(self, queries: Sequence[Query]) -> list[int | None]:
+        """The wordings to measure with: their numbers from 0 for ``average``, else the policy's own (None)."""
+        if not self._averages:
+            return [None]
+        return list(range(max((len(self._prompts(query)) for query in queries), default=1)))
+
+    def query(self, query: Query, wording: int | None = None) -> Item:
+        """With the policy's instruction, or with wording number ``wording``; a query with fewer begins again."""
+        if wording is not None:
+            prompts = self._prompts(query)
+            instruction = prompts[wording % len(prompts)]
+        else:
+            instruction = self.directory.instructions.choose(
+                query, TASK_MODALITIES[query.task_id][1], policy=self._policy, seed=self._seed
+            )
         return self._item(query_text(instruction, query.text), query.image)
+
+    def _prompts(self, query: Query) -> list[str]:
+        modality = TASK_MODALITIES[query.task_id][1]
+        return self.directory.instructions.prompts(query.dataset_id, query.modality, modality)
 
     def candidate(self, candidate: Candidate) -> Item:
         return self._item(clean(candidate.text) or None, candidate.image)

@@ -39,10 +39,16 @@ def scores(results: Results) -> list[float | None]:
 
 
 def markdown(results: Mapping[str, Results]) -> str:
-    """One row a model, one column a task row; the mean only where all sixteen were measured."""
+    """One row a model, one column a task row; the mean only where all sixteen were measured.
+
+    Below each model stand the judgements that its pools do not hold.
+    """
     header = [*(f"{dataset} {task}" for dataset, task in ROWS), "mean"]
     lines = [f"| model | {' | '.join(header)} |", "| --- |" + " ---: |" * len(header)]
-    lines += [f"| {name} | {' | '.join(_cells(found, '–'))} |" for name, found in results.items()]
+    for name, found in results.items():
+        missing = {(row.dataset, row.task_id): str(row.unreachable) for row in found.rows}
+        lines.append(f"| {name} | {' | '.join(_cells(found, '–'))} |")
+        lines.append(f"| unreachable judgements | {' | '.join(missing.get(row, '–') for row in ROWS)} | |")
     blank = " – |" * len(ROWS)
     lines += [f"| {name} |{blank} {mean} |" for name, mean in PUBLISHED.items()]
     return "\n".join([*lines, "", f"Published: {SOURCE}. Its rows are not repeated here.", ""])

@@ -31,6 +31,8 @@ class TaskRow:
 
     ``ranks[i]`` is the rank of query ``qids[i]``'s best positive, from 1; 0 where no positive is in the pool.
     ``recall``, ``mrr`` and ``ndcg`` count the positives that are in the pool; ``unreachable`` counts the others.
+    With averaged instructions the four metrics are means over the wordings, ``hit_rates`` has the hit rate of each, and
+    ``ranks`` are those of the first; otherwise ``hit_rates`` is empty.
     """
 
     dataset: str
@@ -45,6 +47,7 @@ class TaskRow:
     unreachable: int
     qids: list[str]
     ranks: list[int]
+    hit_rates: list[float] = field(default_factory=list)
 
     @property
     def name(self) -> str:

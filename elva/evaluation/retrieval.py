@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,7 +67,8 @@ def evaluate(
         pool: ``local`` (each task's own candidates) or ``global`` (all tasks' candidates together). A
             multi-grain split is always searched in its own pool: its lists of positives are complete only there.
         query_mode, candidate_mode: ``generative`` or ``direct``; None takes the encoder's own default.
-        instructions: ``fixed`` (prompt_1) or ``random:SEED``.
+        instructions: ``fixed`` (prompt_1), ``random:SEED``, or ``average``: every metric is the mean over the wordings;
+            ranks of single queries and all that is made of them stay those of prompt_1.
         tasks: datasets (``mscoco``) or rows (``mscoco_task0``) to measure; all by default.
         limit: at most so many queries a task, drawn with ``seed``; all by default.
         batch_size: inputs encoded at a time.
@@ -183,35 +185,50 @@ class _Search:
         positives, unreachable = positions(relevant, pool)
         if is_multigrain(task.dataset):
             _require_positives(queries, positives)
+        name, qids = f"{task.dataset}_task{task.task_id}", [query.qid for query in queries]
+        k = cutoff(task.dataset)
+        wordings = self.inputs.wordings(queries)
+        scores: list[tuple[float, ...]] = []
+        first: tuple[list[int], list[str]] | None = None
+        for wording in wordings:
+            encoded, summaries = self._encode(queries, wording)
+            ranks = positive_ranks(encoded, embeddings, positives, device=self._device)
+            scores.append(_scores(ranks, k))
+            first = first or (first_rank(ranks).tolist(), summaries)
+            if self.trec is not None:
+                path = self.trec / f"{name}{f'_prompt{wording + 1}' if wording else ''}.run"
+                dids = [candidate.did for candidate in pool]
+                write_run(path, _name(self.encoder), qids, encoded, dids, embeddings)
+        if self.trec is not None:
+            write_qrels(self.trec / f"{name}.qrels", qids, relevant)
+        assert first is not None
+        hit_rate, recall, mrr, ndcg = (fmean(column) for column in zip(*scores, strict=True))
+        row = TaskRow(
+            dataset=task.dataset,
+            task_id=task.task_id,
+            k=k,
+            hit_rate=hit_rate,
+            recall=recall,
+            mrr=mrr,
+            ndcg=ndcg,
+            num_queries=len(queries),
+            pool_size=len(pool),
+            unreachable=unreachable,
+            qids=qids,
+            ranks=first[0],
+            hit_rates=[] if wordings == [None] else [each[0] for each in scores],
+        )
+        return row, first[1]
+
+    def _encode(self, queries: list[Query], wording: int | None) -> tuple[Tensor, list[str]]:
         encoded, summaries = self.encoder.encode(
-            [self.inputs.query(query) for query in queries],
+            [self.inputs.query(query, wording) for query in queries],
             mode=self.query_mode,
             batch_size=self.batch_size,
             show_progress=True,
             return_summaries=True,
         )
-        ranks = positive_ranks(encoded.float(), embeddings, positives, device=self._device)
-        if self.trec is not None:
-            name, qids = f"{task.dataset}_task{task.task_id}", [query.qid for query in queries]
-            dids = [candidate.did for candidate in pool]
-            write_run(self.trec / f"{name}.run", _name(self.encoder), qids, encoded.float(), dids, embeddings)
-            write_qrels(self.trec / f"{name}.qrels", qids, relevant)
-        k = cutoff(task.dataset)
-        row = TaskRow(
-            dataset=task.dataset,
-            task_id=task.task_id,
-            k=k,
-            hit_rate=float(hit_rate_at(ranks, k).mean()),
-            recall=float(recall_at(ranks, k).mean()),
-            mrr=float(reciprocal_rank(ranks).mean()),
-            ndcg=float(ndcg_at(ranks, 10).mean()),
-            num_queries=len(queries),
-            pool_size=len(pool),
-            unreachable=unreachable,
-            qids=[query.qid for query in queries],
-            ranks=first_rank(ranks).tolist(),
-        )
-        return row, list(summaries)
+        return encoded.float(), list(summaries)
 
     def _pool(self, task: Task) -> tuple[list[Candidate], Tensor]:
         if self.pool == "local" or is_multigrain(task.dataset):
@@ -221,6 +238,12 @@ class _Search:
             pool = self.directory.pool(self.split, *task, scope="global")
             self._global = pool, self.candidates(pool)
         return self._global
+
+
+def _scores(ranks: Tensor, k: int) -> tuple[float, ...]:
+    """Hit rate and recall at ``k``, MRR and nDCG@10: means over the queries."""
+    each = (hit_rate_at(ranks, k), recall_at(ranks, k), reciprocal_rank(ranks), ndcg_at(ranks, 10))
+    return tuple(float(metric.mean()) for metric in each)
 
 
 def relevant_dids(

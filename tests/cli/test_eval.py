@@ -176,7 +176,7 @@ def test_failure_halfway_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--instructions", "often"], "instructions must be 'fixed' or 'random:SEED'"),
+        (["--instructions", "often"], "instructions must be 'fixed', 'random:SEED'"),
         (["--tasks", "cats"], "tasks: no 'cats' in split 'test'"),
         (["--split", "val"], "no queries in split 'val'"),
     ],

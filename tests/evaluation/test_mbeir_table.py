@@ -35,3 +35,9 @@ def test_both_layouts_have_as_many_cells_in_every_row():
         lines = [line for line in text.splitlines() if separator in line]
         assert len({line.count(separator) for line in lines}) == 1
     assert "a & 5.0 & 10.0" in latex({"a": results(16)}) and "42.5 \\\\" in latex({"a": results(16)})
+
+
+def test_judgements_out_of_reach_stand_below_the_scores():
+    found = results(3)
+    found.rows[1].unreachable = 7
+    assert markdown({"ours": found}).splitlines()[3].startswith("| unreachable judgements | 0 | 7 | 0 | – |")

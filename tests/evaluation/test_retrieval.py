@@ -12,6 +12,7 @@ from elva.data.mbeir import DataError, MBEIRDirectory
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs, parse_instructions
 from elva.evaluation.results import Results
 from elva.evaluation.retrieval import evaluate
+from tests.evaluation.conftest import WordEncoder
 
 
 def test_perfect_reader_finds_everything(root: Path, word_encoder: Callable) -> None:
@@ -156,7 +157,7 @@ def test_multigrain_query_without_a_positive_is_an_error(root: Path, word_encode
         ({"limit": 0}, "limit must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"tasks": ["nothing"]}, "tasks: no 'nothing' in split 'test'"),
-        ({"instructions": "random"}, "instructions must be 'fixed' or 'random:SEED'"),
+        ({"instructions": "random"}, "instructions must be 'fixed', 'random:SEED'"),
         ({"split": "val"}, "no queries in split 'val'"),
     ],
 )
@@ -206,3 +207,33 @@ def test_real_encoder_in_both_modes(root: Path) -> None:
     assert generative.multigrain.grains_named is not None
     assert direct.multigrain is not None
     assert direct.multigrain.grain_distance != generative.multigrain.grain_distance
+
+
+def test_averaged_instructions_are_the_mean_over_the_wordings(root: Path, tmp_path: Path) -> None:
+    class Distracted(WordEncoder):
+        """Reads nothing behind the second wording of text queries."""
+
+        def words(self, item: object) -> list[str]:
+            text = item if isinstance(item, str) else item["text"]  # type: ignore[index]
+            return [] if (text or "").startswith("Show what is described") else super().words(item)
+
+    fixed, average = (evaluate(Distracted(), root, instructions=name) for name in ("fixed", "average"))
+    assert fixed.rows[0].hit_rates == []
+    assert [row.hit_rates for row in average.rows] == [[1.0, 0.0], [1.0], [1.0, 0.0]]
+    assert [row.hit_rate for row in average.rows] == [0.5, 1.0, 0.5]
+    # Eight candidates that all tie with the two right ones: those stand at 7 and 8.
+    assert average.rows[0].mrr == pytest.approx((1 + 1 / 7) / 2)
+    assert [row.ranks for row in average.rows] == [row.ranks for row in fixed.rows]
+    assert Results.from_json(average.to_json()) == average
+    evaluate(Distracted(), root, instructions="average", trec=tmp_path / "trec", tasks=["toys_task0"])
+    names = {"toys_task0.qrels", "toys_task0.run", "toys_task0_prompt2.run"}
+    assert {path.name for path in (tmp_path / "trec").iterdir()} == names
+
+
+def test_average_of_one_wording_is_that_wording(root: Path) -> None:
+    fixed, average = (
+        evaluate(WordEncoder(), root, instructions=name, tasks=["toys_task4"])
+        for name in ("fixed", "average")
+    )
+    assert average.rows[0].hit_rates == [fixed.rows[0].hit_rate]
+    assert average.rows[0].mrr == fixed.rows[0].mrr

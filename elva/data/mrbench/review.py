@@ -57,9 +57,10 @@ class Review:
         """
         if not isinstance(request, Mapping):
             raise ValueError(f"a {type(request).__name__} given, expected an object with key and decision")
-        item = self._by_key.get(request.get("key", ""))
+        name = request.get("key")
+        item = self._by_key.get(name) if isinstance(name, str) else None
         if item is None:
-            raise ValueError(f"key is {request.get('key')!r}, expected one of the sample's")
+            raise ValueError(f"key is {name!r}, expected one of the sample's")
         record = _decision(request, item)
         with self._lock:
             self._decisions[key(item)] = record

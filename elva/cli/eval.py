@@ -2,7 +2,8 @@
 
 With `--benchmark mbeir` embeddings are kept on disk, so that a killed run goes on and several processes
 (`torchrun --nproc-per-node N --no-python elva eval …`) share the work; run files and the table of all sixteen rows come
-beside. `--benchmark mrbench` does the same on a directory of `elva mrbench build`, with numbers by grains in their place.
+beside. `--benchmark mrbench` does the same on a directory of `elva mrbench build`, with numbers by grains in
+their place.
 """
 
 from __future__ import annotations
@@ -171,7 +172,9 @@ def write_outputs(out: Path, results: Results, page: str, measured: MRBench | No
     with atomic_file(report) as report_file, atomic_file(record) as record_file:
         text = results.to_json()
         if measured is not None:
-            text = json.dumps({**json.loads(text), "mrbench": measured.to_json()}, indent=1, ensure_ascii=False)
+            text = json.dumps(
+                {**json.loads(text), "mrbench": measured.to_json()}, indent=1, ensure_ascii=False
+            )
         record_file.write_text(text + "\n", encoding="utf-8")
         report_file.write_text(page, encoding="utf-8")
     typer.echo(f"wrote {record} and {report}")

@@ -38,7 +38,9 @@ def build(
         opened = open_judge(judge, judge_model)
         statistics = build_directory(data, opened, out, per_task=per_task, seed=seed, tasks=names)
         for name, row in statistics["tasks"].items():
-            typer.echo(f"{name}: {row['picked']} picked, {row['fewer']} fewer grains, {row['set_aside']} set aside")
+            typer.echo(
+                f"{name}: {row['picked']} picked, {row['fewer']} fewer grains, {row['set_aside']} set aside"
+            )
         typer.echo(f"wrote {out}; its README.md is the datasheet")
 
 

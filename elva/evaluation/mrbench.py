@@ -124,7 +124,9 @@ def markdown(name: str, results: Results, found: MRBench) -> str:
     papers = set(measured) == set(ROWS)
     columns = ROWS if papers else {task: f"{task[0]} task {task[1]}" for task in measured}
     ours = [name, *(_percent(measured[task]) for task in columns), _percent(found.average)]
-    published = [[who, *["–"] * len(ROWS), f"{average}"] for who, average in PUBLISHED.items()] if papers else []
+    published = (
+        [[who, *["–"] * len(ROWS), f"{average}"] for who, average in PUBLISHED.items()] if papers else []
+    )
     parts = [
         f"Hit rate at {K} in percent ({results.pool} pools).",
         _table(["model", *columns.values(), "average"], [ours, *published]),
@@ -135,7 +137,9 @@ def markdown(name: str, results: Results, found: MRBench) -> str:
     if found.grain_distance is not None:
         distances = {**found.grain_distance.by_key, "mean": found.grain_distance.mean}
         parts.append(
-            _table(["grain taken out", "cosine distance"], [[key, f"{d:.3f}"] for key, d in distances.items()])
+            _table(
+                ["grain taken out", "cosine distance"], [[key, f"{d:.3f}"] for key, d in distances.items()]
+            )
         )
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from elva.data.mbeir import MBEIRDirectory
 from elva.data.records import Task
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs
-from elva.evaluation.retrieval import positions, relevant_dids
 from elva.evaluation.results import Results
+from elva.evaluation.retrieval import positions, relevant_dids
 from elva.ops import similarity_topk
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ GROUPS = ("query", "positive", "hard negative", "easy negative")
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Points of ``GROUPS`` on the two first principal components of all of them; ``explained`` is their share of variance.
+    """Points of ``GROUPS`` on the two first principal components of all of them.
 
+    ``explained`` is these components' share of the variance.
     Hard negatives are the nearest candidates that are no right answer, easy ones are drawn from the others.
     ``similarity`` is each group's mean cosine to the query.
     """
@@ -74,7 +75,9 @@ def neighbours(
         return None
     keys = candidates(pool).float().cpu()
     embedded = encoder.encode([inputs.query(query)], mode=results.query_mode).float().cpu()
-    hard = [n for n in similarity_topk(embedded, keys, NEGATIVES, exclude=[right]).indices[0].tolist() if n >= 0]
+    hard = [
+        n for n in similarity_topk(embedded, keys, NEGATIVES, exclude=[right]).indices[0].tolist() if n >= 0
+    ]
     rest = sorted(set(range(len(pool))) - set(right) - set(hard))
     easy = drawn.sample(rest, min(NEGATIVES, len(rest)))
     groups = dict(zip(GROUPS, (embedded, keys[right], keys[hard], keys[easy]), strict=True))
@@ -85,7 +88,9 @@ def neighbours(
         task=f"{task.dataset}_task{task.task_id}",
         text=query.text,
         points={name: part.tolist() for name, part in zip(groups, split, strict=True)},
-        similarity={name: float((g @ embedded[0]).mean()) for name, g in groups.items() if len(g) and name != "query"},
+        similarity={
+            name: float((g @ embedded[0]).mean()) for name, g in groups.items() if len(g) and name != "query"
+        },
         explained=explained,
     )
 
@@ -113,7 +118,7 @@ def draw_neighbours(found: Neighbours, path: Path) -> None:
 
     figure = Figure(figsize=(6.4, 5.2), layout="constrained")
     axes = figure.subplots()
-    styles = {
+    styles: dict[str, dict[str, Any]] = {
         "easy negative": {"marker": "o", "s": 26, "color": LIGHT.arms[6], "alpha": 0.6},
         "hard negative": {"marker": "s", "s": 34, "color": LIGHT.arms[1]},
         "positive": {"marker": "^", "s": 90, "color": LIGHT.arms[2]},
@@ -126,7 +131,9 @@ def draw_neighbours(found: Neighbours, path: Path) -> None:
             axes.scatter(*zip(*points, strict=True), label=name + cosine, linewidths=0, **style)
     title = found.text if found.text and len(found.text) <= 80 else found.qid
     axes.set_title(title, fontsize=10, color=LIGHT.ink, parse_math=False)
-    axes.set_xlabel(f"two principal components, {100 * found.explained:.0f} % of the variance", color=LIGHT.ink)
+    axes.set_xlabel(
+        f"two principal components, {100 * found.explained:.0f} % of the variance", color=LIGHT.ink
+    )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_color(LIGHT.rule)

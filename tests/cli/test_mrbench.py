@@ -103,7 +103,9 @@ def test_review_refuses_other_directories_and_ports_in_use(source: Path, tmp_pat
     result = run("mrbench", "review", source)
     assert result.exit_code == 2
     assert "no mrbench/judged.jsonl" in result.output
-    run("mrbench", "build", "--data", source, "--judge", "rules", "--out", tmp_path / "built", "--per-task", 2)
+    run(
+        "mrbench", "build", "--data", source, "--judge", "rules", "--out", tmp_path / "built", "--per-task", 2
+    )
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

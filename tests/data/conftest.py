@@ -18,7 +18,12 @@ CAPTIONS = (
     "a plate of steamed rice with green beans",
     "a white horse and a brown horse",
 )
-CHANGES = ("is blue instead of red", "has two dogs on a sofa", "make it a night scene with three lamps", "is darker")
+CHANGES = (
+    "is blue instead of red",
+    "has two dogs on a sofa",
+    "make it a night scene with three lamps",
+    "is darker",
+)
 
 
 @pytest.fixture
@@ -35,7 +40,9 @@ def paper_rows(tmp_path: Path) -> Path:
             image = f"mbeir_images/{number}.png"
             writer.save_image(image, Image.new("RGB", (40, 30), (30 * number, 80, 200)))
             for dataset, task, prefix in (("mscoco", 0, 9), ("nights", 4, 4), ("cirr", 7, 8)):
-                writer.add_candidate("test", dataset, task, Candidate(f"{prefix}:{number}", None, image, "image"))
+                writer.add_candidate(
+                    "test", dataset, task, Candidate(f"{prefix}:{number}", None, image, "image")
+                )
             writer.add_candidate("test", "mscoco", 3, Candidate(f"9:{100 + number}", caption, None, "text"))
             writer.add_candidate("test", "webqa", 1, Candidate(f"2:{number}", caption, None, "text"))
             own = (f"9:{number}",)
@@ -47,10 +54,17 @@ def paper_rows(tmp_path: Path) -> Path:
             writer.save_image(similar, Image.new("RGB", (40, 30), (30 * number, 90, 190)))
             alike = (f"4:{(number + 1) % len(CAPTIONS)}",)
             writer.add_query("test", "nights", Query(f"4:{100 + number}", None, similar, "image", 4, alike))
-            writer.add_query("test", "webqa", Query(f"2:{100 + number}", caption, None, "text", 1, (f"2:{number}",)))
+            writer.add_query(
+                "test", "webqa", Query(f"2:{100 + number}", caption, None, "text", 1, (f"2:{number}",))
+            )
         for number, change in enumerate(CHANGES):
             query = Query(
-                f"8:{100 + number}", change, f"mbeir_images/{number}.png", "image,text", 7, (f"8:{number + 4}",)
+                f"8:{100 + number}",
+                change,
+                f"mbeir_images/{number}.png",
+                "image,text",
+                7,
+                (f"8:{number + 4}",),
             )
             writer.add_query("test", "cirr", query)
     return root

@@ -17,7 +17,11 @@ def test_kappa_of_a_textbook_table() -> None:
 
 
 def test_spans_count_where_both_ends_are_equal() -> None:
-    car, red, wrong = Grain("entity", "car", 6, 9), Grain("attribute", "red", 2, 5), Grain("entity", "red", 2, 5)
+    car, red, wrong = (
+        Grain("entity", "car", 6, 9),
+        Grain("attribute", "red", 2, 5),
+        Grain("entity", "red", 2, 5),
+    )
     found = agreement([((car, red), (car, wrong)), ((car,), ())])
     assert found is not None
     assert (found.queries, found.span_f1, found.kind_f1) == (2, 4 / 5, 2 / 5)

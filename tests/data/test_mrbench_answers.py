@@ -17,7 +17,11 @@ def grains(*items: dict) -> str:
 
 
 def test_words_found_once_need_no_offsets_and_fences_do_not_matter() -> None:
-    reply = "Sure!\n```json\n" + grains({"kind": "entity", "text": "bus"}, {"kind": "entity", "text": "car"}) + "\n```"
+    reply = (
+        "Sure!\n```json\n"
+        + grains({"kind": "entity", "text": "bus"}, {"kind": "entity", "text": "car"})
+        + "\n```"
+    )
     found = parse_answer(reply, Question("1:1", TEXT, None))
     assert found.text == TEXT
     assert found.grains == (Grain("entity", "car", 6, 9), Grain("entity", "bus", 20, 23))
@@ -46,7 +50,10 @@ def test_no_grain_is_an_answer() -> None:
         (grains(*[{"kind": "entity", "text": "car"}] * 31), "at most 30"),
         ('{"grains": ["car"]}', "every grain must be"),
         (grains({"kind": "entity", "text": " "}), "every grain must be"),
-        (grains({"kind": "colour", "text": "car"}), "must be one of entity, attribute, action, relation, count"),
+        (
+            grains({"kind": "colour", "text": "car"}),
+            "must be one of entity, attribute, action, relation, count",
+        ),
         (grains({"kind": ["entity"], "text": "car"}), "must be one of"),
         (grains({"kind": "entity", "text": "lorry"}), "'lorry' is not in the text"),
         (grains({"kind": "entity", "text": "ca"}), "'ca' is not in the text"),

@@ -26,7 +26,9 @@ from elva.data.mrbench.rules import RulesJudge, mark
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
 
 
 def sizes(root: Path) -> dict[str, int]:
@@ -58,7 +60,11 @@ def test_rules_pick_equally_many_of_the_rows_they_can_read(paper_rows: Path, tmp
     for query in MBEIRDirectory(out).queries("test", "mscoco", 3):
         assert query.grains == ()
     pictures = {record.qid: record for record in read_judged(out) if record.task_id == 3}
-    assert all(record.of_picture and len(record.grains) >= 2 for record in pictures.values() if record.state != "fewer")
+    assert all(
+        record.of_picture and len(record.grains) >= 2
+        for record in pictures.values()
+        if record.state != "fewer"
+    )
     datasheet = (out / "README.md").read_text(encoding="utf-8")
     assert "Left out, because no query with two grains was found there: nights_task4." in datasheet
     assert "6 queries a task were asked for" in datasheet
@@ -160,7 +166,10 @@ class Stub:
         handler._send(200, {"choices": [{"message": {"content": json.dumps(reply)}}]})
 
     def fail(self, handler: BaseHTTPRequestHandler, fault: str) -> None:
-        say = {"broken json": '{"grains": [', "wrong kind": '{"description": "a", "grains": [{"kind": "x", "text": "a"}]}'}
+        say = {
+            "broken json": '{"grains": [',
+            "wrong kind": '{"description": "a", "grains": [{"kind": "x", "text": "a"}]}',
+        }
         if fault == "status 500":
             handler._send(500, {})
         elif fault == "status 401":
@@ -256,7 +265,9 @@ def test_a_judge_that_never_answers_stops_the_build_and_is_asked_again_later(
 ) -> None:
     monkeypatch.setattr(asking, "HOPELESS", 4)
     stub.constant = "always wrong"
-    with pytest.raises(JudgeError, match="no usable answer to 4 questions in a row.*there is no JSON object"):
+    with pytest.raises(
+        JudgeError, match=r"no usable answer to 4 questions in a row.*there is no JSON object"
+    ):
         build(paper_rows, judge_at(stub), tmp_path / "out", per_task=5)
     assert (tmp_path / "out.answers.jsonl").read_text() == ""
     stub.constant = None

@@ -20,7 +20,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> CheckpointJudge:
     return CheckpointJudge(str(folder), max_new_tokens=4)
 
 
-def test_it_reads_text_and_pictures_and_hears_what_was_wrong(judge: CheckpointJudge, paper_rows: Path) -> None:
+def test_it_reads_text_and_pictures_and_hears_what_was_wrong(
+    judge: CheckpointJudge, paper_rows: Path
+) -> None:
     picture = Question("9:1", None, paper_rows / "mbeir_images/1.png")
     assert isinstance(judge.reply(Question("9:1", "two dogs", None), []), str)
     assert judge.reply(picture, []) == judge.reply(picture, [])

@@ -79,7 +79,11 @@ def test_a_person_reviews_with_the_keyboard(page: Any, paper_rows: Path, tmp_pat
     page.keyboard.press("ArrowLeft")
     assert page.locator("#state").inner_text() == "rejected"
     stored = json.loads((root / "mrbench/review.json").read_text(encoding="utf-8"))
-    assert [record["decision"] for record in stored["decisions"].values()] == ["accepted", "corrected", "rejected"]
+    assert [record["decision"] for record in stored["decisions"].values()] == [
+        "accepted",
+        "corrected",
+        "rejected",
+    ]
     assert page.locator("#report").inner_text() == stored["report"]["sentence"]
 
     # pictures are there, and a new page goes on where this one stopped

@@ -32,7 +32,9 @@ def test_sample_is_seeded_and_holds_both_verdicts(built: Path) -> None:
     states = [item.state for item in first.items]
     assert states.count("picked") == 4
     assert states.count("fewer") == 1
-    assert {key(item) for item in first.items if item.state == "picked"} < {key(item) for item in larger.items}
+    assert {key(item) for item in first.items if item.state == "picked"} < {
+        key(item) for item in larger.items
+    }
 
 
 def test_decisions_are_kept_and_reported(built: Path) -> None:
@@ -44,7 +46,9 @@ def test_decisions_are_kept_and_reported(built: Path) -> None:
     review.decide({"key": key(picked[1]), "decision": "corrected", "grains": [grain]})
     review.decide({"key": key(picked[2]), "decision": "rejected"})
     report = review.decide({"key": key(fewer), "decision": "accepted"})
-    counts = [report[name] for name in ("sample", "reviewed", "looked_at", "accepted", "corrected", "rejected")]
+    counts = [
+        report[name] for name in ("sample", "reviewed", "looked_at", "accepted", "corrected", "rejected")
+    ]
     assert counts == [4, 3, 4, 1, 1, 1]
     assert report["acceptance_rate"] == pytest.approx(1 / 3)
     assert report["interval"] == pytest.approx(wilson(1 / 3, 3))
@@ -82,7 +86,7 @@ def test_nonsense_changes_nothing(built: Path, request_: Any, message: str) -> N
 
 
 def test_other_directories_and_damaged_reviews_are_refused(paper_rows: Path, built: Path) -> None:
-    with pytest.raises(DataError, match="no mrbench/judged.jsonl"):
+    with pytest.raises(DataError, match=r"no mrbench/judged\.jsonl"):
         Review(paper_rows)
     (built / "mrbench/review.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"review.json: no review of this directory"):

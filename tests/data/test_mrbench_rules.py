@@ -37,8 +37,14 @@ def marked(text: str) -> list[tuple[str, str]]:
         ),
         ("a tennis racket", [("entity", "tennis racket")]),
         ("3 steamed buns", [("count", "3"), ("attribute", "steamed"), ("entity", "buns")]),
-        ("the car is parked on the street", [("entity", "car"), ("action", "parked"), ("relation", "on"), ("entity", "street")]),
-        ("a man sits in a building", [("entity", "man"), ("action", "sits"), ("relation", "in"), ("entity", "building")]),
+        (
+            "the car is parked on the street",
+            [("entity", "car"), ("action", "parked"), ("relation", "on"), ("entity", "street")],
+        ),
+        (
+            "a man sits in a building",
+            [("entity", "man"), ("action", "sits"), ("relation", "in"), ("entity", "building")],
+        ),
         ("surfer on a wave", [("entity", "surfer"), ("relation", "on"), ("entity", "wave")]),
         ("Find a picture of it.", []),
         ("", []),
@@ -58,7 +64,11 @@ def test_what_it_says_always_passes_the_schema(text: str) -> None:
 
 def test_kinds_agree_with_the_edits_of_real_captions(shared_data: Path) -> None:
     """SugarCrepe replaces an object, an attribute or a relation: the words it replaces have that kind."""
-    expected = {"replace_obj": {"entity"}, "replace_att": {"attribute", "count"}, "replace_rel": {"relation", "action"}}
+    expected = {
+        "replace_obj": {"entity"},
+        "replace_att": {"attribute", "count"},
+        "replace_rel": {"relation", "action"},
+    }
     right, total = Counter(), Counter()
     for line in (shared_data / "coco_grains" / "test.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -80,7 +90,9 @@ def test_kinds_agree_with_the_edits_of_real_captions(shared_data: Path) -> None:
 def replaced(before: str, after: str) -> tuple[int, int] | None:
     """The characters of ``before`` that one replacement of words changes; None for any other difference."""
     old, new = before.split(), after.split()
-    changes = [c for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"]
+    changes = [
+        c for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"
+    ]
     if len(changes) != 1 or changes[0][0] != "replace":
         return None
     spans = [match.span() for match in re.finditer(r"\S+", before)]

@@ -47,7 +47,9 @@ def test_numbers_by_grains_of_the_query_files(root: Path, word_encoder: Callable
 
 def test_judged_grains_of_pictures_count_too(root: Path, word_encoder: Callable) -> None:
     red = Grain("attribute", "red", 0, 3)
-    picture = Judged("20:100", "toys", 4, PICKED, "red dot", True, (red, Grain("entity", "dot", 4, 7)), None, None, None)
+    picture = Judged(
+        "20:100", "toys", 4, PICKED, "red dot", True, (red, Grain("entity", "dot", 4, 7)), None, None, None
+    )
     write_judged(root, [picture])
     _, found = measured(word_encoder(), root)
     assert found.by_kind["entity"] == Rate(1, 1.0)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def parse_answer(reply: str, question: Question) -> Answer:
     if not isinstance(listed, list) or len(listed) > MOST_GRAINS:
         raise AnswerError(f'"grains" must be a list of at most {MOST_GRAINS} objects, got {_short(listed)}')
     grains = sorted((_grain(item, text) for item in listed), key=lambda grain: grain.start)
-    for left, right in zip(grains, grains[1:], strict=False):
+    for left, right in pairwise(grains):
         if right.start < left.end:
             raise AnswerError(f"the grains {left.value!r} and {right.value!r} overlap")
     return Answer(text, tuple(grains))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from elva.data.mrbench.answers import Question
 from elva.data.mrbench.judges import JudgeFault
@@ -20,20 +21,22 @@ class CheckpointJudge:
     parallel = 1
 
     def __init__(self, name: str, max_new_tokens: int = LONGEST_ANSWER) -> None:
+        if name.startswith((".", "/")) and not Path(name).is_dir():
+            raise FileNotFoundError(
+                f"the judge {name} is no directory, expected one with a Qwen-VL checkpoint"
+            )
         import torch
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
         from elva.models.processing import InputProcessor
         from elva.models.prompts import PromptTemplate
 
-        if name.startswith((".", "/")) and not Path(name).is_dir():
-            raise FileNotFoundError(f"the judge {name} is no directory, expected one with a Qwen-VL checkpoint")
         self.name = f"{name} through transformers"
         self._longest = max_new_tokens
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
         self._model = model.to(device).eval()
-        self._tokenizer = AutoTokenizer.from_pretrained(name)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
         image_processor = AutoImageProcessor.from_pretrained(name)
         self._process = InputProcessor(self._tokenizer, image_processor, PromptTemplate("judge", ""))
 
@@ -56,4 +59,5 @@ class CheckpointJudge:
             batch["pixel_values"] = batch["pixel_values"].to(self._model.dtype)
         with torch.inference_mode():
             ids = self._model.generate(**batch, do_sample=False, max_new_tokens=self._longest)
-        return self._tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        text: str = self._tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return text

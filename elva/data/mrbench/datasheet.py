@@ -12,7 +12,17 @@ from elva.files import atomic_file
 STATISTICS = f"{FOLDER}/statistics.json"
 REVIEW = f"{FOLDER}/review.json"
 
-_COLUMNS = ("task", "queries", "unreachable", "unreadable", "answered", "retried", "set aside", "fewer", "picked")
+_COLUMNS = (
+    "task",
+    "queries",
+    "unreachable",
+    "unreadable",
+    "answered",
+    "retried",
+    "set aside",
+    "fewer",
+    "picked",
+)
 
 
 def write_datasheet(root: Path) -> None:
@@ -29,18 +39,21 @@ def render(statistics: dict[str, Any], report: dict[str, Any] | None) -> str:
     left_out = [name for name, row in tasks.items() if not row["picked"]]
     sections = [
         "# Multi-grain queries",
-        f"Test queries of the M-BEIR directory `{statistics['source']}` in which {statistics['judge']} found at least two "
-        f"grains: {statistics['per_task']} of each task, drawn with seed {statistics['seed']}. The candidates are those of "
-        "the tasks' whole local pools. Made by `elva mrbench build`; licences are the source's.",
+        f"Test queries of the M-BEIR directory `{statistics['source']}` in which the judge ({statistics['judge']}) found "
+        f"at least two grains: {statistics['per_task']} of each task, drawn with seed {statistics['seed']}. The "
+        "candidates are those of the tasks' whole local pools. Made by `elva mrbench build`; licences are the source's.",
         "## Queries",
         _table(_COLUMNS, [_task_cells(name, row) for name, row in tasks.items()]),
-        "*unreachable*: no right answer in the local pool. *unreadable*: nothing that this judge reads. *retried*: answered "
-        "at the second or third attempt. *set aside*: no usable answer (`mrbench/set_aside.jsonl` says why). *fewer*: fewer "
-        "than two grains. Queries that nobody needed for equal numbers were not asked about.",
+        "*unreachable*: no right answer in the local pool. *unreadable*: nothing that this judge reads. *retried*: "
+        "answered at the second or third attempt. *set aside*: no usable answer (`mrbench/set_aside.jsonl` says why). "
+        "*fewer*: fewer than two grains. Queries that were not needed for equal numbers were not asked about.",
         _left_out(left_out, statistics),
         "## Grains",
         _table(("kind", "grains"), [[kind, str(n)] for kind, n in statistics["kinds"].items()]),
-        _table(("grains in a query", "queries"), [[n, str(c)] for n, c in statistics["queries_by_grains"].items()]),
+        _table(
+            ("grains in a query", "queries"),
+            [[n, str(c)] for n, c in statistics["queries_by_grains"].items()],
+        ),
         "The grains of a query without text are those of a description of its picture (`of_picture` in "
         "`mrbench/judged.jsonl`): the judge's own or, where rules judged, its first right answer.",
         "## Agreement",
@@ -62,7 +75,9 @@ def _left_out(names: list[str], statistics: dict[str, Any]) -> str:
     if names:
         lines.append(f"Left out, because no query with two grains was found there: {', '.join(names)}.")
     if statistics["per_task"] < statistics["asked_per_task"]:
-        lines.append(f"{statistics['asked_per_task']} queries a task were asked for; the smallest task has fewer.")
+        lines.append(
+            f"{statistics['asked_per_task']} queries a task were asked for; the smallest task has fewer."
+        )
     return " ".join(lines)
 
 
@@ -81,8 +96,9 @@ def _agreement(statistics: dict[str, Any], report: dict[str, Any] | None) -> str
         return "Measured against nothing so far."
     header = ("with", "texts", "kappa of ≥ 2 grains", "F1 of spans", "F1 of spans and kinds")
     return (
-        f"{_table(header, rows)}\n\nSpans count where both ends are equal. A dash: not defined, because both always say the "
-        "same. The source's own grains may have other names for kinds. People saw a sample that is not the judge's own mix."
+        f"{_table(header, rows)}\n\nSpans count where both ends are equal. A dash: not defined, because both always say "
+        "the same. The source's own grains may have other names for kinds. People saw more picked queries, and fewer of "
+        "the others, than the judge."
     )
 
 

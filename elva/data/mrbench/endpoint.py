@@ -31,7 +31,9 @@ class EndpointJudge:
 
     parallel = 8
 
-    def __init__(self, url: str, model: str | None = None, timeout: float = 120.0, pause: float = 1.0) -> None:
+    def __init__(
+        self, url: str, model: str | None = None, timeout: float = 120.0, pause: float = 1.0
+    ) -> None:
         self._url, self._timeout, self._pause = url.rstrip("/"), timeout, pause
         self._model = self._only_model() if model is None else model
         self.name = f"{self._model} at {self._url}"
@@ -65,9 +67,13 @@ class EndpointJudge:
         try:
             names = [entry["id"] for entry in self._request("/models", None)["data"]]
         except (JudgeFault, KeyError, TypeError) as error:
-            raise JudgeError(f"{self._url}/models lists no models ({error}); name the judge's model") from error
+            raise JudgeError(
+                f"{self._url}/models lists no models ({error}); name the judge's model"
+            ) from error
         if len(names) != 1:
-            raise JudgeError(f"{self._url} serves {', '.join(map(str, names)) or 'no model'}; name the judge's model")
+            raise JudgeError(
+                f"{self._url} serves {', '.join(map(str, names)) or 'no model'}; name the judge's model"
+            )
         return str(names[0])
 
     def _request(self, path: str, body: Any) -> Any:

@@ -11,8 +11,9 @@ TASK = """You mark the grains of search queries. A grain is a minimal unit of me
 - relation: how two stand to each other ("on top of", "left of", "inside")
 - count: how many ("two", "several")
 """
-FORM = """Copy the words of every grain exactly as they stand in {what}; grains must not overlap. Leave out words that ask for
-something (such as "find" or "show me"). If the same words stand there twice, add "start" and "end", in characters.
+FORM = """Copy the words of every grain exactly as they stand in {what}; grains must not overlap. Leave out words
+that ask for something (such as "find" or "show me"). If the same words stand there twice, add "start" and "end", in
+characters.
 Answer with one JSON object and nothing else:
 {form}
 """
@@ -26,7 +27,7 @@ PICTURE_FORM = (
 def render(question: Question) -> str:
     """The request about one query; its picture, where it has one, is shown beside it."""
     if question.text is None:
-        asked = "The query is the picture. Describe what it shows in one sentence, and mark the grains of that sentence."
+        asked = "The query is the picture. Describe it in one sentence, and mark the grains of that sentence."
         return TASK + asked + "\n" + FORM.format(what="your description", form=PICTURE_FORM)
     beside = "" if question.image is None else " It belongs to the picture; mark the text only."
     form = FORM.format(what="the query", form=TEXT_FORM)

@@ -28,7 +28,7 @@ FEWER_SHARE = 4
 class Review:
     """The sample (``items``) and what has been decided about it; every decision is on disk before ``decide`` returns.
 
-    Picked queries and, a quarter as many, queries that the judge turned down, mixed. The benchmark itself stays as it is.
+    Picked queries and, a quarter as many, queries that the judge turned down, mixed. The benchmark stays as it is.
     Raises DataError where ``root`` is no directory of ``elva mrbench build`` or its review.json is malformed.
     """
 
@@ -67,7 +67,9 @@ class Review:
             report = self.report()
             with atomic_file(self.root / REVIEW) as temporary:
                 content = {"report": report, "decisions": self._decisions}
-                temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+                temporary.write_text(
+                    json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+                )
             write_datasheet(self.root)
         return report
 
@@ -100,7 +102,9 @@ class Review:
                 if name in self._by_key:
                     _decision(record, self._by_key[name])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}: no review of this directory ({error}); remove it to begin anew") from error
+            raise DataError(
+                f"{path}: no review of this directory ({error}); remove it to begin anew"
+            ) from error
         return decisions
 
 
@@ -137,5 +141,6 @@ def _sentence(
     low, high = interval
     return (
         f"{total} picked queries looked at: {counts['accepted']} accepted, {counts['corrected']} corrected, "
-        f"{counts['rejected']} rejected; acceptance {100 * rate:.1f} % (95% interval {100 * low:.1f} to {100 * high:.1f})."
+        f"{counts['rejected']} rejected; acceptance {100 * rate:.1f} % "
+        f"(95% interval {100 * low:.1f} to {100 * high:.1f})."
     )

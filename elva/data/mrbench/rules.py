@@ -1,9 +1,9 @@
 """A judge without a model: word lists and a few patterns over English captions.
 
-It reads text only: the query's own or, for a picture whose answers are texts, the first answer. It does not parse. A word
-that is in no list is taken for an entity; neighbouring ones are one entity ("tennis racket"). Verbs outside the list
-therefore become entities unless they end in -ing, adjectives outside the list join the entity that they stand before, and
-a word has the same kind in every sentence. docs/mrbench.md says how often it is right.
+It reads text only: the query's own or, for a picture whose answers are texts, the first answer. It does not parse. A
+word that is in no list is taken for an entity; neighbouring ones are one entity ("tennis racket"). Verbs outside the
+list therefore become entities unless they end in -ing, adjectives outside the list join the entity that they stand
+before, and most words have one kind in all sentences. docs/mrbench.md says how often it is right.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def _after_article(words: list[_Word], position: int) -> bool:
     if position == 0:
         return True
     before = words[position - 1].text
-    return before in ATTRIBUTES or before in COUNTS or before in {"a", "an", "the", "his", "her", "its", "their"}
+    return (
+        before in ATTRIBUTES or before in COUNTS or before in {"a", "an", "the", "his", "her", "its", "their"}
+    )
 
 
 def _before_noun(words: list[_Word], position: int) -> bool:

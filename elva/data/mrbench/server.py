@@ -35,7 +35,9 @@ def serve(review: Review, port: int) -> ThreadingHTTPServer:
         server = ThreadingHTTPServer((HOST, port), Handler)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise OSError(f"port {port} is in use; choose another with --port, or 0 for any free one") from error
+            raise OSError(
+                f"port {port} is in use; choose another with --port, or 0 for any free one"
+            ) from error
         raise
     server.daemon_threads = True
     return server
@@ -49,7 +51,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             return
         if self.path == "/":
-            self._send(HTTPStatus.OK, "text/html; charset=utf-8", Path(__file__).with_name("page.html").read_bytes())
+            self._send(
+                HTTPStatus.OK, "text/html; charset=utf-8", Path(__file__).with_name("page.html").read_bytes()
+            )
         elif self.path == "/api/items":
             items = [self._item(number, item) for number, item in enumerate(self.review.items)]
             self._send_json(HTTPStatus.OK, {"kinds": KINDS, "items": items, "report": self.review.report()})
@@ -131,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header(
             "Content-Security-Policy",
-            "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'",
+            "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
+            "script-src 'unsafe-inline'; frame-ancestors 'none'",
         )
         self.end_headers()
         self.wfile.write(content)

@@ -91,7 +91,12 @@ def row_name(task: Task) -> str:
 
 
 def judge_task(
-    directory: MBEIRDirectory, record: TaskRecord, queries: Sequence[Query], asker: Asker, count: int, seed: int
+    directory: MBEIRDirectory,
+    record: TaskRecord,
+    queries: Sequence[Query],
+    asker: Asker,
+    count: int,
+    seed: int,
 ) -> Iterator[Query]:
     """Ask in a seeded order, yielding each multi-grain query, until there are ``count``; ``record`` keeps all answers.
 

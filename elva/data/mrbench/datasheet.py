@@ -39,9 +39,10 @@ def render(statistics: dict[str, Any], report: dict[str, Any] | None) -> str:
     left_out = [name for name, row in tasks.items() if not row["picked"]]
     sections = [
         "# Multi-grain queries",
-        f"Test queries of the M-BEIR directory `{statistics['source']}` in which the judge ({statistics['judge']}) found "
-        f"at least two grains: {statistics['per_task']} of each task, drawn with seed {statistics['seed']}. The "
-        "candidates are those of the tasks' whole local pools. Made by `elva mrbench build`; licences are the source's.",
+        f"Test queries of the M-BEIR directory `{statistics['source']}` in which the judge ({statistics['judge']}) "
+        f"found at least two grains: {statistics['per_task']} of each task, drawn with seed {statistics['seed']}. The "
+        "candidates are those of the tasks' whole local pools. Made by `elva mrbench build`; licences are the "
+        "source's.",
         "## Queries",
         _table(_COLUMNS, [_task_cells(name, row) for name, row in tasks.items()]),
         "*unreachable*: no right answer in the local pool. *unreadable*: nothing that this judge reads. *retried*: "
@@ -96,9 +97,9 @@ def _agreement(statistics: dict[str, Any], report: dict[str, Any] | None) -> str
         return "Measured against nothing so far."
     header = ("with", "texts", "kappa of ≥ 2 grains", "F1 of spans", "F1 of spans and kinds")
     return (
-        f"{_table(header, rows)}\n\nSpans count where both ends are equal. A dash: not defined, because both always say "
-        "the same. The source's own grains may have other names for kinds. People saw more picked queries, and fewer of "
-        "the others, than the judge."
+        f"{_table(header, rows)}\n\nSpans count where both ends are equal. A dash: not defined, because both always "
+        "say the same. The source's own grains may have other names for kinds. People saw more picked queries, and "
+        "fewer of the others, than the judge."
     )
 
 

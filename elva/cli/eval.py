@@ -2,7 +2,8 @@
 
 With `--benchmark mbeir` embeddings are kept on disk, so that a killed run goes on and several processes
 (`torchrun --nproc-per-node N --no-python elva eval …`) share the work; run files and the table of all sixteen rows come
-beside.
+beside. `--benchmark mrbench` does the same on a directory of `elva mrbench build`, with numbers by grains in
+their place.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from elva.evaluation.mrbench import MRBench
     from elva.evaluation.results import Results
     from elva.models.encoder import MultimodalEncoder
 
@@ -38,8 +40,11 @@ def evaluate_command(
         int, typer.Option(help="Draws limited queries, the grain distance's and the gallery's.")
     ] = 0,
     benchmark: Annotated[
-        Literal["mbeir"] | None,
-        typer.Option(help="mbeir: resumable, over processes, with TREC files and the table; needs --out."),
+        Literal["mbeir", "mrbench"] | None,
+        typer.Option(
+            help="Both resumable, over processes, and in need of --out. mbeir: TREC files, the table of "
+            "sixteen rows. mrbench: Table 6, hits and distances by grains."
+        ),
     ] = None,
     check: Annotated[bool, typer.Option(help="Check the whole directory first.")] = True,
     out: Annotated[
@@ -53,6 +58,7 @@ def evaluate_command(
     from elva.evaluation.embedding_store import StoredEncoder, model_digest
     from elva.evaluation.gallery import build_gallery
     from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
+    from elva.evaluation.mrbench import markdown, measure, write_mrbench
     from elva.evaluation.report import render_report
     from elva.evaluation.retrieval import evaluate, select_tasks
 
@@ -65,7 +71,7 @@ def evaluate_command(
         select_tasks(directory, split, names)
         _require_directory(out)
         if benchmark is not None and out is None:
-            raise ValueError("--out is missing: --benchmark mbeir keeps embeddings and tables there")
+            raise ValueError(f"--out is missing: --benchmark {benchmark} keeps embeddings and tables there")
         first = join_processes()
         encoder: Any = load_encoder(model)
         if benchmark is not None:
@@ -82,7 +88,7 @@ def evaluate_command(
             "seed": seed,
             "candidates": candidates,
         }
-        trec = out / "trec" if benchmark is not None and out is not None and first else None
+        trec = out / "trec" if benchmark == "mbeir" and out is not None and first else None
         results = evaluate(encoder, data, pool=pool, limit=limit, check=False, trec=trec, **shared)
         results.model = model
         if first:
@@ -90,11 +96,18 @@ def evaluate_command(
         if out is not None:
             # every process encodes its share of the gallery's inputs
             gallery = build_gallery(encoder, data, **shared)
+            measured = None
+            if benchmark == "mrbench":
+                measured = measure(encoder, data, results, inputs, candidates, batch_size, seed)
             if first:
                 page = render_report(f"{Path(model).name} on {data.name}", {model: results}, gallery=gallery)
-                write_outputs(out, results, page)
-                if benchmark is not None:
+                write_outputs(out, results, page, measured)
+                if benchmark == "mbeir":
                     write_tables(out, results)
+                if measured is not None:
+                    typer.echo(markdown(Path(model).name, results, measured))
+                    for path in write_mrbench(out, Path(model).name, results, measured):
+                        typer.echo(f"wrote {path}")
     except (ValueError, OSError, SafetensorError) as error:
         typer.echo(f"elva eval: {error}", err=True)
         raise typer.Exit(2) from error
@@ -149,13 +162,20 @@ def print_results(results: Results) -> None:
     console.print(summary_table({results.model: results}))
 
 
-def write_outputs(out: Path, results: Results, page: str) -> None:
+def write_outputs(out: Path, results: Results, page: str, measured: MRBench | None) -> None:
     """results.json and report.html in ``out``, both only once both are complete."""
+    import json
+
     from elva.files import atomic_file
 
     report, record = out / "report.html", out / "results.json"
     with atomic_file(report) as report_file, atomic_file(record) as record_file:
-        record_file.write_text(results.to_json() + "\n", encoding="utf-8")
+        text = results.to_json()
+        if measured is not None:
+            text = json.dumps(
+                {**json.loads(text), "mrbench": measured.to_json()}, indent=1, ensure_ascii=False
+            )
+        record_file.write_text(text + "\n", encoding="utf-8")
         report_file.write_text(page, encoding="utf-8")
     typer.echo(f"wrote {record} and {report}")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from elva.evaluation.results import Results
+from elva.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,14 +140,6 @@ def learning_curves(histories: Mapping[str, History], order: Sequence[str] = ())
         return _finish(figure, axes, theme)
 
     return _picture(draw, f"Learning curves ({', '.join(metrics)}) for {', '.join(histories)}")
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """95% Wilson interval of a share of ``count`` trials."""
-    z = 1.96
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _metric_names(histories: Mapping[str, History]) -> list[str]:

@@ -140,7 +140,8 @@ class Results:
         """Read what ``to_json`` wrote. Raises ValueError on text that is not such JSON."""
         try:
             fields = json.loads(text)
-            fields.pop("summary", None)
+            for computed in ("summary", "mrbench"):
+                fields.pop(computed, None)
             fields["rows"] = [TaskRow(**row) for row in fields["rows"]]
             if fields["multigrain"] is not None:
                 fields["multigrain"] = MultiGrain(**fields["multigrain"])

@@ -17,7 +17,7 @@ from elva.data.mbeir import Grain
 from elva.evaluation.bootstrap import Difference, Interval
 from elva.evaluation.cards import gallery_section, highlight
 from elva.evaluation.gallery import Answer, GalleryItem, build_gallery, thumbnail
-from elva.evaluation.plots import grain_distance_by_key, hit_rate_by_grains, learning_curves, wilson
+from elva.evaluation.plots import grain_distance_by_key, hit_rate_by_grains, learning_curves
 from elva.evaluation.report import render_report, write_report
 from elva.evaluation.results import Results, summary_markdown
 from elva.evaluation.retrieval import evaluate
@@ -155,11 +155,6 @@ def test_plots_without_data_are_none() -> None:
         learning_curves({"a": [{"step": 1, "epoch": 0.1, "loss": float("nan"), "note": "x"}, {"loss": 1.0}]})
         is None
     )
-
-
-def test_wilson_interval_against_known_values() -> None:
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
 def test_gallery_shows_what_was_found(root: Path, word_encoder: Callable) -> None:

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "elva"
 # A layer may import itself and what has a lower number.
 LAYERS = {
     "files": 0,
+    "intervals": 0,
     "progress": 0,
     "kernels": 0,
     "ops": 1,

@@ -1,0 +1,110 @@
+"""What a judge is asked, what it may answer, and the check that every answer has to pass."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from elva.data.records import Grain
+
+KINDS = ("entity", "attribute", "action", "relation", "count")
+MOST_GRAINS = 30
+LONGEST_DESCRIPTION = 400
+
+
+@dataclass(frozen=True)
+class Question:
+    """A query as a judge sees it; ``text`` or ``image`` is there.
+
+    ``caption`` is what the query's first positive says, where the query itself has no text (picture to text).
+    """
+
+    qid: str
+    text: str | None
+    image: Path | None
+    caption: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The grains of ``text``: of the query's own text, or of the judge's description of its picture."""
+
+    text: str
+    grains: tuple[Grain, ...]
+
+
+class AnswerError(ValueError):
+    """An answer that cannot be used; the message says why, to the judge too."""
+
+
+def parse_answer(reply: str, question: Question) -> Answer:
+    """The answer in a judge's reply: the JSON object in it, whatever stands around it.
+
+    Every grain needs a kind of ``KINDS`` and the words it stands for, copied from the text; ``start`` and ``end`` are
+    checked where given, and needed where the words stand there more than once. Grains must not overlap.
+
+    Raises AnswerError for anything else.
+    """
+    value = _json_object(reply)
+    text = question.text if question.text is not None else _description(value)
+    listed = value.get("grains")
+    if not isinstance(listed, list) or len(listed) > MOST_GRAINS:
+        raise AnswerError(f'"grains" must be a list of at most {MOST_GRAINS} objects, got {_short(listed)}')
+    grains = sorted((_grain(item, text) for item in listed), key=lambda grain: grain.start)
+    for left, right in pairwise(grains):
+        if right.start < left.end:
+            raise AnswerError(f"the grains {left.value!r} and {right.value!r} overlap")
+    return Answer(text, tuple(grains))
+
+
+def grains_from_json(listed: Any, text: str) -> tuple[Grain, ...]:
+    """Grains of ``text`` in the form of an answer's list, with the same checks. Raises AnswerError."""
+    return parse_answer(json.dumps({"grains": listed}), Question("-", text, None)).grains
+
+
+def _json_object(reply: str) -> Mapping[str, Any]:
+    start = reply.find("{")
+    if start < 0:
+        raise AnswerError(f"there is no JSON object in the answer {_short(reply)}")
+    try:
+        value, _ = json.JSONDecoder().raw_decode(reply, start)
+    except (ValueError, RecursionError) as error:
+        raise AnswerError(f"the answer is no JSON: {error}") from error
+    return value
+
+
+def _description(value: Mapping[str, Any]) -> str:
+    description = value.get("description")
+    if not isinstance(description, str) or not description.strip():
+        raise AnswerError(f'"description" must be a sentence about the picture, got {_short(description)}')
+    text = " ".join(description.split())
+    if len(text) > LONGEST_DESCRIPTION:
+        raise AnswerError(f'"description" has {len(text)} characters, at most {LONGEST_DESCRIPTION} allowed')
+    return text
+
+
+def _grain(item: Any, text: str) -> Grain:
+    if not isinstance(item, Mapping) or not isinstance(item.get("text"), str) or not item["text"].strip():
+        raise AnswerError(f'every grain must be {{"kind": …, "text": …}}, got {_short(item)}')
+    kind, words = item.get("kind"), item["text"]
+    if kind not in KINDS:
+        raise AnswerError(f'"kind" of {words!r} must be one of {", ".join(KINDS)}, got {_short(kind)}')
+    start, end = item.get("start"), item.get("end")
+    if type(start) is int and type(end) is int and 0 <= start < end and text[start:end] == words:
+        return Grain(kind, words, start, end)
+    # Models count characters badly: words that stand in the text just once need no offsets.
+    found = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text)]
+    if len(found) != 1:
+        where = "is not in" if not found else f"stands {len(found)} times (give start and end) in"
+        raise AnswerError(f"{words!r} {where} the text {_short(text)}")
+    return Grain(kind, words, found[0], found[0] + len(words))
+
+
+def _short(value: object) -> str:
+    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return repr(shown if len(shown) <= 80 else shown[:79] + "…")

@@ -1,0 +1,63 @@
+"""A judge in this process: a Qwen-VL checkpoint through transformers, greedily decoded (the paper's: Qwen2.5-VL-7B)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from elva.data.mrbench.answers import Question
+from elva.data.mrbench.judges import JudgeFault
+from elva.data.mrbench.prompt import correction, render
+
+LONGEST_ANSWER = 1024
+
+
+class CheckpointJudge:
+    """``name`` is a directory or a name on the Hugging Face Hub; it runs on a GPU if there is one.
+
+    Raises what transformers raises for a checkpoint that is not there or is of another kind (OSError, ValueError).
+    """
+
+    parallel = 1
+
+    def __init__(self, name: str, max_new_tokens: int = LONGEST_ANSWER) -> None:
+        if name.startswith((".", "/")) and not Path(name).is_dir():
+            raise FileNotFoundError(
+                f"the judge {name} is no directory, expected one with a Qwen-VL checkpoint"
+            )
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+        from elva.models.processing import InputProcessor
+        from elva.models.prompts import PromptTemplate
+
+        self.name = f"{name} through transformers"
+        self._longest = max_new_tokens
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        self._model = model.to(device).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        image_processor = AutoImageProcessor.from_pretrained(name)
+        self._process = InputProcessor(self._tokenizer, image_processor, PromptTemplate("judge", ""))
+
+    def reads(self, question: Question) -> bool:
+        return True
+
+    def reply(self, question: Question, faults: list[tuple[str, str]]) -> str:
+        import torch
+
+        parts = [render(question)]
+        for answer, problem in faults:
+            parts.append(f"You answered:\n{answer}\n{correction(problem)}")
+        image = None if question.image is None else str(question.image)
+        try:
+            batch = self._process([{"text": "\n".join(parts), "image": image}])
+        except (OSError, ValueError) as error:
+            raise JudgeFault(f"the picture cannot be read: {error}") from error
+        batch = {key: value.to(self._model.device) for key, value in batch.items()}
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(self._model.dtype)
+        with torch.inference_mode():
+            ids = self._model.generate(**batch, do_sample=False, max_new_tokens=self._longest)
+        text: str = self._tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        return text

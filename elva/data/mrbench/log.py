@@ -1,0 +1,76 @@
+"""The answers so far, one line each, so that a killed build asks nothing twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from elva.data.mrbench import prompt
+from elva.data.mrbench.answers import KINDS, Answer, Question
+from elva.data.mrbench.judges import Judge, Outcome
+from elva.data.records import Grain
+
+
+class AnswerLog:
+    """Outcomes by judge, prompt and question; each is on disk before the next question counts."""
+
+    def __init__(self, path: Path, judge: Judge) -> None:
+        self._path = path
+        self._judge = f"{judge.name}\0{prompt.TASK}{prompt.FORM}{KINDS}"
+        self._outcomes: dict[str, Outcome] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._read()
+        self._file = path.open("a", encoding="utf-8")
+
+    def get(self, question: Question) -> Outcome | None:
+        return self._outcomes.get(self._key(question))
+
+    def add(self, question: Question, outcome: Outcome) -> None:
+        key = self._key(question)
+        self._outcomes[key] = outcome
+        line = json.dumps({"key": key, "qid": question.qid, **_to_json(outcome)}, ensure_ascii=False)
+        self._file.write(line + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _key(self, question: Question) -> str:
+        picture = "" if question.image is None else question.image.name
+        parts = (self._judge, question.qid, question.text or "", picture, question.caption or "")
+        return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+    def _read(self) -> None:
+        if not self._path.exists():
+            return
+        whole = self._path.read_bytes()
+        # What stands behind the last line break is what a kill left of a line.
+        kept = whole[: whole.rfind(b"\n") + 1]
+        if len(kept) < len(whole):
+            os.truncate(self._path, len(kept))
+        for number, line in enumerate(kept.splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self._outcomes[record["key"]] = _from_json(record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self._path}:{number}: no line of a build's answers; remove it to ask again ({error})"
+                ) from error
+
+
+def _to_json(outcome: Outcome) -> dict[str, Any]:
+    if outcome.answer is None:
+        return {"attempts": outcome.attempts, "reason": outcome.reason}
+    grains = [grain.to_json() for grain in outcome.answer.grains]
+    return {"attempts": outcome.attempts, "text": outcome.answer.text, "grains": grains}
+
+
+def _from_json(record: dict[str, Any]) -> Outcome:
+    if "grains" not in record:
+        return Outcome(None, record["attempts"], record["reason"])
+    grains = tuple(map(Grain.from_json, record["grains"]))
+    return Outcome(Answer(record["text"], grains), record["attempts"])

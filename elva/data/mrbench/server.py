@@ -1,0 +1,142 @@
+"""The review's page, served to this machine alone: no path of the client's ever names a file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import mimetypes
+import re
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from elva.data.mrbench.answers import KINDS
+from elva.data.mrbench.judged import Judged
+from elva.data.mrbench.review import Review, key
+from elva.data.records import DataError
+
+HOST = "127.0.0.1"
+LONGEST_BODY = 1 << 16
+_PICTURE = re.compile(r"/picture/(\d{1,9})/(query|positive)")
+
+
+def serve(review: Review, port: int) -> ThreadingHTTPServer:
+    """A bound server (``serve_forever`` runs it) on 127.0.0.1; port 0 takes any free one.
+
+    Raises OSError, saying what to do, where the port is taken.
+    """
+
+    class Handler(_Handler):
+        pass
+
+    Handler.review = review
+    try:
+        server = ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise OSError(
+                f"port {port} is in use; choose another with --port, or 0 for any free one"
+            ) from error
+        raise
+    server.daemon_threads = True
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    review: Review
+    timeout = 30
+
+    def do_GET(self) -> None:
+        if not self._is_local():
+            return
+        if self.path == "/":
+            self._send(
+                HTTPStatus.OK, "text/html; charset=utf-8", Path(__file__).with_name("page.html").read_bytes()
+            )
+        elif self.path == "/api/items":
+            items = [self._item(number, item) for number, item in enumerate(self.review.items)]
+            self._send_json(HTTPStatus.OK, {"kinds": KINDS, "items": items, "report": self.review.report()})
+        elif match := _PICTURE.fullmatch(self.path):
+            self._send_picture(int(match[1]), match[2])
+        else:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
+
+    def do_POST(self) -> None:
+        if not self._is_local():
+            return
+        # A form of another site cannot send this type without asking first.
+        if self.path != "/api/review" or self.headers.get_content_type() != "application/json":
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "expected JSON at /api/review"})
+            return
+        try:
+            report = self.review.decide(self._body())
+        except (ValueError, RecursionError) as error:
+            self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        else:
+            self._send_json(HTTPStatus.OK, {"report": report})
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet: the terminal shows the result alone."""
+
+    def _is_local(self) -> bool:
+        # Another site's name that resolves to this machine must not read the pictures.
+        host = (self.headers.get("Host") or "").rpartition(":")[0]
+        if host in (HOST, "localhost"):
+            return True
+        self._send_json(HTTPStatus.FORBIDDEN, {"error": f"open http://{HOST} instead"})
+        return False
+
+    def _body(self) -> Any:
+        length = self.headers.get("Content-Length") or ""
+        if not (length.isascii() and length.isdigit() and int(length) <= LONGEST_BODY):
+            raise ValueError(f"Content-Length is {length!r}, expected at most {LONGEST_BODY}")
+        try:
+            return json.loads(self.rfile.read(int(length)).decode("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"the request is no JSON: {error}") from error
+
+    def _item(self, number: int, item: Judged) -> dict[str, Any]:
+        return {
+            "key": key(item),
+            "task": f"{item.dataset} task {item.task_id}",
+            "text": item.text,
+            "of_picture": item.of_picture,
+            "grains": [{"kind": g.key, "text": g.value, "start": g.start, "end": g.end} for g in item.grains],
+            "picture": f"/picture/{number}/query" if item.image else None,
+            "positive_text": item.positive_text,
+            "positive_picture": f"/picture/{number}/positive" if item.positive_image else None,
+            "review": self.review.decision(item),
+        }
+
+    def _send_picture(self, number: int, which: str) -> None:
+        items = self.review.items
+        relative = None
+        if number < len(items):
+            relative = items[number].image if which == "query" else items[number].positive_image
+        try:
+            content = self.review.directory.path(relative).read_bytes() if relative else None
+        except (OSError, DataError):
+            content = None
+        kind = mimetypes.guess_type(relative or "")[0] or ""
+        if content is None or not kind.startswith("image/"):
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "no such picture"})
+        else:
+            self._send(HTTPStatus.OK, kind, content)
+
+    def _send_json(self, status: HTTPStatus, value: Any) -> None:
+        self._send(status, "application/json", json.dumps(value).encode())
+
+    def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header(
+            "Content-Security-Policy",
+            "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
+            "script-src 'unsafe-inline'; frame-ancestors 'none'",
+        )
+        self.end_headers()
+        self.wfile.write(content)

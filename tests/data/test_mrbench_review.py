@@ -1,0 +1,172 @@
+"""The human check without a browser: decisions, the report, and the server's manners."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elva.data.mrbench import build
+from elva.data.mrbench.review import Review, key
+from elva.data.mrbench.rules import RulesJudge
+from elva.data.mrbench.server import serve
+from elva.data.records import DataError
+from elva.intervals import wilson
+
+
+@pytest.fixture
+def built(paper_rows: Path, tmp_path: Path) -> Path:
+    build(paper_rows, RulesJudge(), tmp_path / "mrbench", per_task=3)
+    return tmp_path / "mrbench"
+
+
+def test_sample_is_seeded_and_holds_both_verdicts(built: Path) -> None:
+    first, again, larger = Review(built, 4), Review(built, 4), Review(built, 5)
+    assert first.items == again.items
+    assert first.items != Review(built, 4, seed=1).items
+    states = [item.state for item in first.items]
+    assert states.count("picked") == 4
+    assert states.count("fewer") == 1
+    assert {key(item) for item in first.items if item.state == "picked"} < {
+        key(item) for item in larger.items
+    }
+
+
+def test_decisions_are_kept_and_reported(built: Path) -> None:
+    review = Review(built, 4)
+    picked = [item for item in review.items if item.state == "picked"]
+    fewer = next(item for item in review.items if item.state == "fewer")
+    grain = {"kind": "entity", "text": picked[1].text[:3], "start": 0, "end": 3}
+    review.decide({"key": key(picked[0]), "decision": "accepted"})
+    review.decide({"key": key(picked[1]), "decision": "corrected", "grains": [grain]})
+    review.decide({"key": key(picked[2]), "decision": "rejected"})
+    report = review.decide({"key": key(fewer), "decision": "accepted"})
+    counts = [
+        report[name] for name in ("sample", "reviewed", "looked_at", "accepted", "corrected", "rejected")
+    ]
+    assert counts == [4, 3, 4, 1, 1, 1]
+    assert report["acceptance_rate"] == pytest.approx(1 / 3)
+    assert report["interval"] == pytest.approx(wilson(1 / 3, 3))
+    # the person sees two grains in one of the three picked ones and none in the fourth: (2/4 − 3/8) / (1 − 3/8)
+    assert report["agreement"]["kappa"] == pytest.approx(0.2)
+    again = Review(built, 4)
+    assert again.report() == json.loads(json.dumps(report)) | {"interval": report["interval"]}
+    assert again.decision(picked[1]) == {"decision": "corrected", "grains": [grain]}
+    datasheet = (built / "README.md").read_text(encoding="utf-8")
+    assert "3 picked queries looked at: 1 accepted, 1 corrected, 1 rejected; acceptance 33.3 %" in datasheet
+    assert "| people | 4 |" in datasheet
+    # a change of mind replaces the former decision
+    assert again.decide({"key": key(picked[2]), "decision": "accepted"})["accepted"] == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ([], "a list given"),
+        ({"key": "nobody", "decision": "accepted"}, "key is 'nobody'"),
+        ({"key": ["x"], "decision": "accepted"}, "key is"),
+        ({"decision": "fine"}, "decision is 'fine', expected one of accepted, corrected, rejected"),
+        ({"decision": "corrected"}, '"grains" must be a list'),
+        ({"decision": "corrected", "grains": [{"kind": "x", "text": "y"}]}, "grains: "),
+    ],
+)
+def test_nonsense_changes_nothing(built: Path, request_: Any, message: str) -> None:
+    review = Review(built, 4)
+    if isinstance(request_, dict):
+        request_ = {"key": key(review.items[0]), **request_}
+    with pytest.raises(ValueError, match=message):
+        review.decide(request_)
+    assert not (built / "mrbench/review.json").exists()
+    assert review.report()["looked_at"] == 0
+
+
+def test_other_directories_and_damaged_reviews_are_refused(paper_rows: Path, built: Path) -> None:
+    with pytest.raises(DataError, match=r"no mrbench/judged\.jsonl"):
+        Review(paper_rows)
+    (built / "mrbench/review.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"review.json: no review of this directory"):
+        Review(built)
+
+
+@pytest.fixture
+def port(built: Path) -> Iterator[int]:
+    server = serve(Review(built, 4), 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def send(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    content = response.read()
+    connection.close()
+    return response.status, content
+
+
+def test_pages_items_and_pictures(port: int, built: Path) -> None:
+    status, page = send(port, "GET", "/")
+    assert status == 200
+    assert b"http://" not in page
+    assert b"https://" not in page
+    items = json.loads(send(port, "GET", "/api/items")[1])["items"]
+    assert len(items) == 5
+    shown = next(item for item in items if item["positive_picture"])
+    assert send(port, "GET", shown["positive_picture"])[1].startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../../etc/passwd",
+        "/picture/../../../etc/passwd",
+        "/picture/0/../../secret",
+        "/picture/99999/query",
+        "/picture/-1/query",
+        "/picture/%2e%2e/query",
+        "/mbeir_images/1.png",
+        "//etc/passwd",
+        "/page.html",
+    ],
+)
+def test_no_other_file_is_served(port: int, path: str) -> None:
+    assert send(port, "GET", path)[0] == 404
+
+
+def test_a_picture_outside_of_the_directory_is_not_served(built: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    file = built / "mrbench/judged.jsonl"
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({**record, "positive_image": "../secret.png"}) for record in records]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    server = serve(Review(built, 4), 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    status, content = send(server.server_port, "GET", "/picture/0/positive")
+    server.shutdown()
+    server.server_close()
+    assert status == 404
+    assert b"secret" not in content
+
+
+def test_only_json_from_this_machine_is_taken(port: int, built: Path) -> None:
+    json_type = {"Content_Type": "application/json"}
+    assert send(port, "POST", "/api/review", b"{", **json_type)[0] == 400
+    assert send(port, "POST", "/api/review", b"\xff", **json_type)[0] == 400
+    assert send(port, "POST", "/api/review", b"[" * 60_000, **json_type)[0] == 400
+    assert send(port, "POST", "/api/review", b"{}", **json_type, Content_Length="999999999")[0] == 400
+    assert send(port, "POST", "/api/review", b"{}", Content_Type="text/plain")[0] == 404
+    assert send(port, "POST", "/elsewhere", b"{}", **json_type)[0] == 404
+    assert send(port, "GET", "/api/items", Host="evil.example:80")[0] == 403
+    assert not (built / "mrbench/review.json").exists()
+
+
+def test_a_port_in_use_says_so(port: int, built: Path) -> None:
+    with pytest.raises(OSError, match=f"port {port} is in use; choose another with --port"):
+        serve(Review(built, 4), port)

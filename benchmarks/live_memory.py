@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """While entered, ``peak`` is the most bytes of storages made inside that were alive together.
 
-    What a kernel holds only while it runs is not seen.
+    Views of tensors from outside add nothing. What a kernel holds only while it runs is not seen.
     """
 
     def __init__(self) -> None:
@@ -22,10 +23,12 @@ class LiveMemory(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf.untyped_storage())
+        for storage in _storages(out):
+            # a view's storage is its input's: counted when made, or made outside
+            if storage.data_ptr() not in given:
+                self._see(storage)
         return out
 
     def _see(self, storage: torch.UntypedStorage) -> None:
@@ -41,3 +44,7 @@ class LiveMemory(TorchDispatchMode):
     def _forget(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    return (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor))

@@ -26,6 +26,15 @@ def test_live_memory_counts_what_is_alive_together():
     assert memory.live == 0
 
 
+def test_live_memory_leaves_out_what_was_there_before():
+    weight = torch.nn.Parameter(torch.zeros(1024, 1024))
+    with LiveMemory() as memory:
+        kept = (weight.t(), weight.detach()[1:], weight.data.add_(1))
+        assert memory.peak == 0
+        kept[0] + 1
+    assert memory.peak == 4 * MEGA and memory.live == 0
+
+
 def test_memory_is_flat_in_the_number_of_negatives():
     # four items of 56 tokens a piece
     few, many = (measure(SMALL.varied(negatives=negatives), tokens=224) for negatives in (4, 40))

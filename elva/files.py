@@ -26,6 +26,22 @@ def atomic_file(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to ``source``, or a copy where the file system has no such links.
+
+    A target that is there already is left alone.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return
+    try:
+        # the file itself: a link to a relative symbolic link would lead nowhere from here
+        os.link(source.resolve(), target)
+    except OSError:
+        with atomic_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
     """Yield a temporary directory; on success it becomes ``target``, on error it is removed.

@@ -88,6 +88,32 @@ def from_catalog(
 
 
 @app.command()
+def unseen(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[SET]", help="Without it: the sets, and what each needs.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The set as its authors publish it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory to write; must not hold a data set.")
+    ] = None,
+) -> None:
+    """Turn a set that the paper evaluates on without training into M-BEIR's layout."""
+    from elva.data.unseen import SETS, convert_unseen
+
+    if name is None:
+        for each in SETS.values():
+            print(f"{each.name} ({', '.join(each.metrics)}): {each.download}\n")
+        return
+    if source is None or out is None:
+        raise typer.BadParameter(f"{name} needs --source and --out", param_hint="--source, --out")
+    with _errors():
+        convert_unseen(name, source, out)
+    print(f"wrote {out}", file=sys.stderr)
+
+
+@app.command()
 def nli(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Triplets: JSON lines, or SimCSE's .csv.")],
     out: Annotated[Path | None, typer.Option(help="Also write them here as JSON lines.")] = None,
@@ -109,6 +135,6 @@ def _errors() -> Iterator[None]:
     """Turn an error about the user's input into one line on stderr and exit status 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

@@ -3,7 +3,7 @@
 With `--benchmark mbeir` embeddings are kept on disk, so that a killed run goes on and several processes
 (`torchrun --nproc-per-node N --no-python elva eval …`) share the work; run files and the table of all sixteen rows come
 beside. `--benchmark mrbench` does the same on a directory of `elva mrbench build`, with numbers by grains in
-their place.
+their place, and `--benchmark unseen` on one of `elva data unseen`, with its authors' metrics.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def evaluate_command(
         int, typer.Option(help="Draws limited queries, the grain distance's and the gallery's.")
     ] = 0,
     benchmark: Annotated[
-        Literal["mbeir", "mrbench"] | None,
+        Literal["mbeir", "mrbench", "unseen"] | None,
         typer.Option(
-            help="Both resumable, over processes, and in need of --out. mbeir: TREC files, the table of "
-            "sixteen rows. mrbench: Table 6, hits and distances by grains."
+            help="Resumable, over processes, and in need of --out. mbeir: TREC files, the table of sixteen "
+            "rows. mrbench: Table 6, hits and distances by grains. unseen: a set's own metrics."
         ),
     ] = None,
     check: Annotated[bool, typer.Option(help="Check the whole directory first.")] = True,
@@ -61,6 +61,7 @@ def evaluate_command(
     from elva.evaluation.mrbench import markdown, measure, write_mrbench
     from elva.evaluation.report import render_report
     from elva.evaluation.retrieval import evaluate, select_tasks
+    from elva.evaluation.unseen import require_unseen
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
     try:
@@ -68,7 +69,9 @@ def evaluate_command(
             require_sound(data)
         directory = MBEIRDirectory(data)
         inputs = Inputs(directory, instructions)
-        select_tasks(directory, split, names)
+        chosen = select_tasks(directory, split, names)
+        if benchmark == "unseen":
+            require_unseen([task.dataset for task in chosen])
         _require_directory(out)
         if benchmark is not None and out is None:
             raise ValueError(f"--out is missing: --benchmark {benchmark} keeps embeddings and tables there")
@@ -104,6 +107,8 @@ def evaluate_command(
                 write_outputs(out, results, page, measured)
                 if benchmark == "mbeir":
                     write_tables(out, results)
+                if benchmark == "unseen":
+                    write_unseen(out, results)
                 if measured is not None:
                     typer.echo(markdown(Path(model).name, results, measured))
                     for path in write_mrbench(out, Path(model).name, results, measured):
@@ -145,6 +150,17 @@ def write_tables(out: Path, results: Results) -> None:
         with atomic_file(out / name) as temporary:
             temporary.write_text(render({Path(results.model).name: results}), encoding="utf-8")
     typer.echo(f"wrote {out / 'mbeir.md'}, {out / 'mbeir.tex'} and {out / 'trec'}")
+
+
+def write_unseen(out: Path, results: Results) -> None:
+    """unseen.md in ``out``, and on stdout."""
+    from elva.evaluation.unseen import markdown
+    from elva.files import atomic_file
+
+    text = markdown({Path(results.model).name: results})
+    with atomic_file(out / "unseen.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    typer.echo(f"{text}wrote {out / 'unseen.md'}")
 
 
 def print_results(results: Results) -> None:

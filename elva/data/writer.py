@@ -43,7 +43,8 @@ class MBEIRWriter:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         for folder in ("query", "cand_pool", "qrels", "instructions"):
-            if (self.root / folder).exists():
+            # what a killed run leaves has a hidden name (elva.files)
+            if any(path.name[0] != "." for path in (self.root / folder).rglob("*") if not path.is_dir()):
                 raise FileExistsError(
                     f"{self.root / folder} exists already; choose another output or remove it"
                 )

@@ -42,6 +42,16 @@ def reciprocal_rank(ranks: Tensor) -> Tensor:
     return torch.where(best > 0, 1 / best.clamp(min=1), 0.0)
 
 
+def average_precision_at(ranks: Tensor, k: int) -> Tensor:
+    """Σ precision at each positive's rank ≤ ``k``, over min(``k``, reachable positives): ``[Q]`` float64.
+
+    CIRCO's mAP@K (Baldrati et al., ICCV 2023) is its mean. 0 where none is reachable.
+    """
+    found = torch.arange(1, ranks.shape[1] + 1, dtype=torch.float64) / ranks.clamp(min=1)
+    gained = torch.where((ranks > 0) & (ranks <= k), found, 0.0).sum(1)
+    return gained / (ranks > 0).sum(1).clamp(min=1, max=k)
+
+
 def ndcg_at(ranks: Tensor, k: int) -> Tensor:
     """Normalised discounted cumulative gain with binary relevance: ``[Q]`` float64; 0 where none is reachable.
 

@@ -32,7 +32,8 @@ class TaskRow:
     ``ranks[i]`` is the rank of query ``qids[i]``'s best positive, from 1; 0 where no positive is in the pool.
     ``recall``, ``mrr`` and ``ndcg`` count the positives that are in the pool; ``unreachable`` counts the others.
     With averaged instructions the four metrics are means over the wordings, ``hit_rates`` has the hit rate of each, and
-    ``ranks`` are those of the first; otherwise ``hit_rates`` is empty.
+    ``ranks`` are those of the first; otherwise ``hit_rates`` is empty. ``own`` has the metrics of an unseen set's
+    authors (``elva.evaluation.unseen``), and is empty for other data.
     """
 
     dataset: str
@@ -48,6 +49,7 @@ class TaskRow:
     qids: list[str]
     ranks: list[int]
     hit_rates: list[float] = field(default_factory=list)
+    own: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

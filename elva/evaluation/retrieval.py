@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query, Task
+from elva.data.unseen import unseen_set_of
 from elva.evaluation.grains import grain_distance, grains_named
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
 from elva.evaluation.metrics import (
@@ -26,6 +27,7 @@ from elva.evaluation.metrics import (
 from elva.evaluation.ranks import positive_ranks
 from elva.evaluation.results import MultiGrain, Results, TaskRow
 from elva.evaluation.trec import write_qrels, write_run
+from elva.evaluation.unseen import own_pool_ranks, own_scores
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -66,6 +68,7 @@ def evaluate(
         split: ``test``, ``val`` or ``train``.
         pool: ``local`` (each task's own candidates) or ``global`` (all tasks' candidates together). A
             multi-grain split is always searched in its own pool: its lists of positives are complete only there.
+            Where an unseen set gives each query a pool (``elva.data.unseen``), that one is searched.
         query_mode, candidate_mode: ``generative`` or ``direct``; None takes the encoder's own default.
         instructions: ``fixed`` (prompt_1), ``random:SEED``, or ``average``: every metric is the mean over the wordings;
             ranks of single queries and all that is made of them stay those of prompt_1.
@@ -189,11 +192,13 @@ class _Search:
         k = cutoff(task.dataset)
         wordings = self.inputs.wordings(queries)
         scores: list[tuple[float, ...]] = []
+        own: list[dict[str, float]] = []
         first: tuple[list[int], list[str]] | None = None
         for wording in wordings:
             encoded, summaries = self._encode(queries, wording)
-            ranks = positive_ranks(encoded, embeddings, positives, device=self._device)
+            ranks = self._ranks(task, queries, pool, positives, encoded, embeddings)
             scores.append(_scores(ranks, k))
+            own.append(own_scores(task.dataset, ranks))
             first = first or (first_rank(ranks).tolist(), summaries)
             if self.trec is not None:
                 path = self.trec / f"{name}{f'_prompt{wording + 1}' if wording else ''}.run"
@@ -217,8 +222,26 @@ class _Search:
             qids=qids,
             ranks=first[0],
             hit_rates=[] if wordings == [None] else [each[0] for each in scores],
+            own={metric: fmean(each[metric] for each in own) for metric in own[0]},
         )
         return row, first[1]
+
+    def _ranks(
+        self,
+        task: Task,
+        queries: list[Query],
+        pool: list[Candidate],
+        positives: list[list[int]],
+        encoded: Tensor,
+        embeddings: Tensor,
+    ) -> Tensor:
+        unseen = unseen_set_of(task.dataset)
+        if unseen is None or not unseen.own_pools:
+            return positive_ranks(encoded, embeddings, positives, device=self._device)
+        negatives, missing = positions([query.negatives for query in queries], pool)
+        if missing:
+            raise DataError(f"{task.name}: {missing} of the queries' own negatives are not in the pool")
+        return own_pool_ranks(encoded, embeddings, positives, negatives)
 
     def _encode(self, queries: list[Query], wording: int | None) -> tuple[Tensor, list[str]]:
         encoded, summaries = self.encoder.encode(

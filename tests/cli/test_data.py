@@ -57,6 +57,23 @@ def test_check_prints_one_unwrapped_line_per_problem(directory: Path) -> None:
     assert "2 problems" in run.stderr
 
 
+def test_unseen_lists_converts_and_explains(tmp_path: Path) -> None:
+    listed = runner.invoke(app, ["unseen"])
+    assert listed.exit_code == 0 and "circo (mAP@5): CIRCO needs annotations/val.json" in listed.stdout
+    assert runner.invoke(app, ["unseen", "urban1k"]).exit_code == 2
+    source, out = tmp_path / "source", tmp_path / "out"
+    (source / "caption").mkdir(parents=True)
+    (source / "caption/1.txt").write_text("A street.\n")
+    arguments = ["unseen", "urban1k", "--source", str(source), "--out", str(out)]
+    failed = runner.invoke(app, arguments)
+    assert failed.exit_code == 1 and "image/1.jpg: not there. Urban-1k needs" in failed.stderr
+    (source / "image").mkdir()
+    Image.new("RGB", (4, 4)).save(source / "image/1.jpg")
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert runner.invoke(app, ["check", str(out)]).exit_code == 0
+    assert "exists already" in runner.invoke(app, arguments).stderr
+
+
 def test_check_of_no_directory_fails(tmp_path: Path) -> None:
     result = runner.invoke(app, ["check", str(tmp_path / "none")])
     assert result.exit_code == 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -24,7 +22,7 @@ from elva.data.mrbench.rules import RulesJudge, grains_of
 from elva.data.mrbench.tasks import SPLIT, TaskRecord, choose_tasks, judge_task, read_task, row_name
 from elva.data.records import TASK_MODALITIES, DataError, Query
 from elva.data.writer import MBEIRWriter
-from elva.files import atomic_directory
+from elva.files import atomic_directory, link_or_copy
 from elva.progress import track
 
 SET_ASIDE = f"{FOLDER}/set_aside.jsonl"
@@ -121,16 +119,10 @@ def _write_queries(
 
 
 def _link(directory: MBEIRDirectory, picture: str, root: Path) -> None:
-    source, target = directory.path(picture), root / picture
+    source = directory.path(picture)
     if not source.is_file():
         raise DataError(f"missing image: {picture} is not in {directory.root}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():  # two names of one file in the records
-        return
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copy2(source, target)
+    link_or_copy(source, root / picture)
 
 
 def _write_notes(

@@ -1,0 +1,469 @@
+"""Every unseen set from a few records in its authors' format, written by hand, to M-BEIR's layout and its check."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from elva.data.check import check
+from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query
+from elva.data.unseen import SETS, convert_unseen, unseen_set_of
+from elva.data.unseen.genecis import crop
+
+COLOURS = ((200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0))
+
+
+def picture(path: Path, number: int = 0, size: tuple[int, int] = (40, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, COLOURS[number % len(COLOURS)]).save(path)
+
+
+def written(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+
+
+def flickr30k(root: Path) -> None:
+    def record(number: int, split: str) -> dict[str, Any]:
+        picture(root / f"flickr30k-images/{number}.jpg", number)
+        texts = [{"raw": f"Caption {i} of  picture {number} .", "imgid": number} for i in range(2)]
+        return {"filename": f"{number}.jpg", "imgid": number, "split": split, "sentences": texts}
+
+    images = [record(0, "train"), record(1, "test"), record(2, "test")]
+    written(root / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": images})
+
+
+def sharegpt4v(root: Path) -> None:
+    records = []
+    for number in range(2):
+        picture(root / f"sam/images/sa_{number}.jpg", number)
+        turns = [
+            {"from": "human", "value": "<image>\nDescribe it."},
+            {"from": "gpt", "value": f"A long\ncaption {number}."},
+        ]
+        records.append({"id": f"sa_{number}", "image": f"sam/images/sa_{number}.jpg", "conversations": turns})
+    written(root / "share-captioner_coco_lcs_sam_1246k_1107.json", records)
+
+
+def urban1k(root: Path) -> None:
+    for number in (1, 2, 10):
+        picture(root / f"image/{number}.jpg", number)
+        written(root / f"caption/{number}.txt", f"The street number {number}.\n")
+
+
+def circo(root: Path) -> None:
+    infos = []
+    for number in (85932, 9761, 231, 7):
+        name = f"{number:012d}.jpg"
+        picture(root / "COCO2017_unlabeled/unlabeled2017" / name, number)
+        infos.append({"id": number, "file_name": name, "height": 30, "width": 40})
+    written(
+        root / "COCO2017_unlabeled/annotations/image_info_unlabeled2017.json", {"info": {}, "images": infos}
+    )
+    record = {
+        "id": 0,
+        "reference_img_id": 85932,
+        "target_img_id": 9761,
+        "relative_caption": "is seen from above",
+        "shared_concept": "a bench",
+        "gt_img_ids": [9761, 231],
+        "semantic_aspects": ["viewpoint"],
+    }
+    written(root / "annotations/val.json", [record])
+
+
+def genecis(root: Path) -> None:
+    for number in range(4):
+        picture(root / f"coco/val2017/{number:012d}.jpg", number)
+        picture(root / f"visual_genome/{number}.jpg", number, (100, 80))
+    things = [{"image_id": n, "instance_bbox": [10 * n, 5, 20, 30], "object_name": "cup"} for n in range(4)]
+    scenes = [{"val_image_id": n} for n in range(4)]
+    for task, samples in (("attribute", things), ("object", scenes)):
+        for kind in ("focus", "change"):
+            record = {
+                "reference": samples[0],
+                "target": samples[1],
+                "gallery": samples[2:],
+                "condition": "red",
+            }
+            written(root / f"genecis/{kind}_{task}.json", [record])
+
+
+def visdial(root: Path) -> None:
+    dialogs = []
+    for number in (7, 12):
+        picture(root / f"VisualDialog_val2018/VisualDialog_val2018_{number:012d}.jpg", number)
+        turns = [
+            {"question": 0, "answer": 1, "answer_options": [0, 1], "gt_index": 1},
+            {"question": 1, "answer": 0},
+        ]
+        dialogs.append({"image_id": number, "caption": f"a man with {number} dogs", "dialog": turns})
+    data = {
+        "questions": ["is it sunny", "any trees?"],
+        "answers": ["no, i can't see", "yes"],
+        "dialogs": dialogs,
+    }
+    written(root / "visdial_1.0_val.json", {"version": "1.0", "split": "val", "data": data})
+
+
+def fashioniq_multiturn(root: Path) -> None:
+    for category in ("dress", "shirt", "toptee"):
+        names = [f"B0{category}{number}" for number in range(4)]
+        for number, name in enumerate(names):
+            picture(root / f"images/{name}.{'png' if number else 'jpg'}", number, (60, 90))
+        written(root / f"image_splits/split.{category}.val.json", names)
+        turns = [
+            [f"http://x/{name}.jpg", ["is darker", " is longer "], name] for name in names[:2]
+        ]  # url, feedback, ASIN
+        record = {"target": [f"http://x/{names[2]}.jpg", names[2]], "reference": turns}
+        written(root / f"data/{category}.val.json", [record])
+
+
+def sugarcrepe(root: Path) -> None:
+    for edit in ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"):
+        picture(root / "val2017/000000544519.jpg")
+        record = {
+            "filename": "000000544519.jpg",
+            "caption": "A girl with a green shirt. ",
+            "negative_caption": "A girl, blue.",
+        }
+        written(root / f"data/{edit}.json", {"0": record})
+
+
+def ccneg(root: Path) -> None:
+    names = [f"{number}.jpg" for number in range(3)]
+    annotations = []
+    for number, name in enumerate(names):
+        picture(root / "ccneg_images/cc3m_subset_images_extracted_final" / name, number)
+        negated = f"a beach, not with {number} people"
+        annotations.append(
+            {
+                "json": {"caption": f"{number} people"},
+                "sop_data": {"negative-prompt": negated, "subject": "x"},
+            }
+        )
+    data = {
+        "image_paths": [f"/somebody/ccneg/{name}" for name in names],
+        "annotations": annotations,
+        "num_ops": {1: [0, 1, 2]},
+    }
+    torch.save(data, root / "ccneg_preprocessed.pt")
+
+
+def video(path: Path, colours: list[tuple[int, int, int]]) -> None:
+    """A clip with twenty frames of each colour."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=20)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for colour in colours:
+            for _ in range(20):
+                frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), colour))
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def msrvtt(root: Path) -> None:
+    pytest.importorskip("av", reason="PyAV (the extra video) is not installed")
+    for number in (7020, 7021):
+        video(root / f"videos/all/video{number}.mp4", [COLOURS[0], COLOURS[2]])
+    lines = [
+        "key,vid_key,video_id,sentence",
+        'ret0,msr7020,video7020,"a woman, on a couch"',
+        "ret1,msr7021,video7021,a car",
+    ]
+    written(root / "MSRVTT_JSFUSION_test.csv", "\n".join(lines) + "\n")
+
+
+def msvd(root: Path) -> None:
+    pytest.importorskip("av", reason="PyAV (the extra video) is not installed")
+    for name in ("mv89psg6zh4_33_46", "_O9kWD8nuRU_45_49"):
+        video(root / f"YouTubeClips/{name}.avi", [COLOURS[1]])
+    written(root / "test_list.txt", "mv89psg6zh4_33_46\n_O9kWD8nuRU_45_49\n")
+    lines = [
+        "# comment",
+        "mv89psg6zh4_33_46 A bird in a sink.",
+        "mv89psg6zh4_33_46 A bird bathes.",
+        "_O9kWD8nuRU_45_49 A cat.",
+        "other_0_1 A dog.",
+    ]
+    written(root / "AllVideoDescriptions.txt", "\n".join(lines) + "\n")
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {
+    "flickr30k": flickr30k,
+    "sharegpt4v": sharegpt4v,
+    "urban1k": urban1k,
+    "circo": circo,
+    "genecis": genecis,
+    "visdial": visdial,
+    "fashioniq-multiturn": fashioniq_multiturn,
+    "sugarcrepe": sugarcrepe,
+    "ccneg": ccneg,
+    "msrvtt": msrvtt,
+    "msvd": msvd,
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def converted(name: str, source: Path) -> MBEIRDirectory:
+    MAKERS[name](source)
+    out = source.parent / "out"
+    convert_unseen(name, source, out)
+    assert [str(problem) for problem in check(out)] == []
+    return MBEIRDirectory(out)
+
+
+def rows(directory: MBEIRDirectory, dataset: str, task: int) -> tuple[list[Query], dict[str, Candidate]]:
+    pool = directory.pool("test", dataset, task)
+    return directory.queries("test", dataset, task), {candidate.did: candidate for candidate in pool}
+
+
+def test_every_set_is_tested() -> None:
+    assert MAKERS.keys() == SETS.keys()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_rows_are_those_that_the_set_names(name: str, source: Path) -> None:
+    directory = converted(name, source)
+    assert {task.dataset for task in directory.tasks("test")} == set(SETS[name].datasets)
+    for task in directory.tasks("test"):
+        assert unseen_set_of(task.dataset) is SETS[name]
+        for query in directory.queries("test", *task):
+            assert bool(query.negatives) == SETS[name].own_pools
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_missing_is_named_with_its_origin(name: str, source: Path) -> None:
+    with pytest.raises(DataError, match="not there") as caught:
+        convert_unseen(name, source, source.parent / "out")
+    assert SETS[name].download in str(caught.value)
+    assert not list((source.parent / "out").rglob("*.jsonl"))
+
+
+def test_flickr30k(source: Path) -> None:
+    directory = converted("flickr30k", source)
+    asked, pictures = rows(directory, "flickr30k", 0)
+    assert [query.text for query in asked][:2] == ["Caption 0 of picture 1 .", "Caption 1 of picture 1 ."]
+    assert pictures[asked[1].positives[0]].image == "mbeir_images/flickr30k/1.jpg"
+    shown, captions = rows(directory, "flickr30k", 3)
+    assert len(shown) == 2 and len(captions) == 4
+    assert [captions[did].text for did in shown[1].positives] == [query.text for query in asked[2:]]
+
+
+def test_sharegpt4v_and_urban1k(source: Path) -> None:
+    asked, _ = rows(converted("sharegpt4v", source), "sharegpt4v", 0)
+    assert [query.text for query in asked] == ["A long caption 0.", "A long caption 1."]
+    other = source.parent / "urban"
+    other.mkdir()
+    urban1k(other)
+    convert_unseen("urban1k", other, source.parent / "urban_out")
+    asked, pictures = rows(MBEIRDirectory(source.parent / "urban_out"), "urban1k", 0)
+    assert [(query.text, pictures[query.positives[0]].image) for query in asked] == [
+        (f"The street number {n}.", f"mbeir_images/urban1k/{n}.jpg") for n in (1, 2, 10)
+    ]
+
+
+def test_circo_has_several_right_answers(source: Path) -> None:
+    (query,), pool = rows(converted("circo", source), "circo_val", 7)
+    assert query.text == "is seen from above" and query.image is not None and "85932" in query.image
+    assert [pool[did].image for did in query.positives] == [
+        f"mbeir_images/circo_val/{number:012d}.jpg" for number in (9761, 231)
+    ]
+    assert len(pool) == 4
+
+
+def test_genecis_crops_things_and_keeps_galleries_apart(source: Path) -> None:
+    directory = converted("genecis", source)
+    (query,), pool = rows(directory, "genecis_change_object", 7)
+    assert query.text == "red" and len(query.negatives) == 2 and len(pool) == 3
+    (query,), pool = rows(directory, "genecis_focus_attribute", 7)
+    with Image.open(directory.path(pool[query.positives[0]].image or "")) as cropped:
+        # the box [10, 5, 20, 30] widened: from (0, 0) to (34, 51), then padded to a square
+        assert cropped.size == (51, 51)
+        assert cropped.getpixel((0, 25)) == (0, 0, 0) and cropped.getpixel((25, 25)) != (0, 0, 0)
+
+
+def test_a_crop_stays_inside_the_picture() -> None:
+    square = crop(Image.new("RGB", (100, 80), (255, 255, 255)), [90, 70, 10, 10])
+    # left = 90 - 7, right = min(100, 83 + 17); top = 63, bottom = 80
+    assert square.size == (17, 17)
+
+
+def test_visdial_is_one_text(source: Path) -> None:
+    (query, _), pool = rows(converted("visdial", source), "visdial", 0)
+    assert query.text == "a man with 7 dogs. is it sunny? yes. any trees? no, i can't see."
+    assert pool[query.positives[0]].image == "mbeir_images/visdial/VisualDialog_val2018_000000000007.jpg"
+
+
+def test_turns_are_tiled_from_left_to_right(source: Path) -> None:
+    directory = converted("fashioniq-multiturn", source)
+    (query,), pool = rows(directory, "fashioniq_multiturn_shirt", 7)
+    assert query.text == "Turn 1: is darker and is longer. Turn 2: is darker and is longer."
+    assert (
+        len(pool) == 4
+        and pool[query.positives[0]].image == "mbeir_images/fashioniq_multiturn_shirt/B0shirt2.png"
+    )
+    with Image.open(directory.path(query.image or "")) as tiled:
+        assert tiled.size == (120, 90)
+        left, right = tiled.getpixel((30, 45)), tiled.getpixel((90, 45))
+    assert left[0] > 150 > left[1] and right[1] > 150 > right[0]
+
+
+def test_two_captions_are_a_pool(source: Path) -> None:
+    (query,), pool = rows(converted("sugarcrepe", source), "sugarcrepe_swap_att", 3)
+    assert pool[query.positives[0]].text == "A girl with a green shirt."
+    assert [pool[did].text for did in query.negatives] == ["A girl, blue."]
+
+
+def test_ccneg_drops_commas_and_takes_the_end(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elva.data.unseen.two_captions.CCNEG_SIZE", 2)
+    queries, pool = rows(converted("ccneg", source), "ccneg", 3)
+    assert [pool[query.positives[0]].text for query in queries] == ["1 people", "2 people"]
+    assert pool[queries[0].negatives[0]].text == "a beach not with 1 people"
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("owned",)
+
+
+def test_ccneg_runs_nothing_that_the_file_asks_for(
+    source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"image_paths": _Evil()}, source / "ccneg_preprocessed.pt")
+    with pytest.raises(DataError, match="cannot be read"):
+        convert_unseen("ccneg", source, tmp_path / "out")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_video_is_eight_frames_in_order(source: Path) -> None:
+    directory = converted("msrvtt", source)
+    queries, pool = rows(directory, "msrvtt", 0)
+    assert [query.text for query in queries] == ["a woman, on a couch", "a car"]
+    with Image.open(directory.path(pool[queries[0].positives[0]].image or "")) as tiled:
+        assert tiled.size == (4 * 64, 2 * 48)
+        first, last = tiled.getpixel((3 * 64 + 32, 24)), tiled.getpixel((32, 72))
+    # the first half is red, the second blue: four frames each
+    assert first[0] > 150 > first[2] and last[2] > 150 > last[0]
+
+
+def test_msvd_has_every_description_of_the_list(source: Path) -> None:
+    queries, pool = rows(converted("msvd", source), "msvd", 0)
+    assert [query.text for query in queries] == ["A bird in a sink.", "A bird bathes.", "A cat."]
+    assert len(pool) == 2 and queries[0].positives == queries[1].positives
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "broken", "message"),
+    [
+        ("flickr30k", "dataset_flickr30k.json", "[", "malformed JSON"),
+        (
+            "flickr30k",
+            "dataset_flickr30k.json",
+            {"images": [{"split": "test"}]},
+            r"images\[0\]: sentences is null",
+        ),
+        ("urban1k", "caption/1.txt", "", "its first line is empty"),
+        (
+            "circo",
+            "annotations/val.json",
+            [{"reference_img_id": 1, "gt_img_ids": [2]}],
+            "record 0: picture 1 is not in",
+        ),
+        (
+            "genecis",
+            "genecis/focus_object.json",
+            [{"target": {"val_image_id": "7"}}],
+            'val_image_id is "7", expected int',
+        ),
+        ("visdial", "visdial_1.0_val.json", {"data": {"dialogs": [{"image_id": True}]}}, "image_id is true"),
+        (
+            "fashioniq-multiturn",
+            "data/dress.val.json",
+            [{"target": ["B1"]}],
+            r"record 0: expected target \[url, ASIN\]",
+        ),
+        ("sugarcrepe", "data/add_att.json", [], "expected an object"),
+        ("msrvtt", "MSRVTT_JSFUSION_test.csv", "a,b\n1,2\n", "video_id is null"),
+        (
+            "msvd",
+            "AllVideoDescriptions.txt",
+            "mv89psg6zh4_33_46 A bird.\n",
+            "no description of _O9kWD8nuRU_45_49",
+        ),
+    ],
+)
+def test_a_faulty_record_is_named_with_its_file(
+    name: str, file: str, broken: Any, message: str, source: Path
+) -> None:
+    MAKERS[name](source)
+    written(source / file, broken)
+    with pytest.raises(DataError, match=message) as caught:
+        convert_unseen(name, source, source.parent / "out")
+    assert file in str(caught.value)
+    assert not list((source.parent / "out").rglob("*.jsonl"))
+
+
+def test_an_unreadable_video_is_named(source: Path) -> None:
+    msrvtt(source)
+    written(source / "videos/all/video7021.mp4", "no video")
+    with pytest.raises(DataError, match=r"video7021\.mp4: cannot be read as a video"):
+        convert_unseen("msrvtt", source, source.parent / "out")
+    # what was sampled before is kept, and the same call goes on
+    video(source / "videos/all/video7021.mp4", [COLOURS[1]])
+    first = source.parent / "out/mbeir_images/msrvtt/video7020.jpg"
+    before = first.stat().st_mtime_ns
+    convert_unseen("msrvtt", source, source.parent / "out")
+    assert first.stat().st_mtime_ns == before
+
+
+def test_unknown_names_and_places(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no set 'coco', expected one of flickr30k"):
+        convert_unseen("coco", tmp_path, tmp_path / "out")
+    with pytest.raises(NotADirectoryError, match="Flickr30k needs"):
+        convert_unseen("flickr30k", tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_sugarcrepes_texts_on_real_captions(source: Path, shared_data: Path) -> None:
+    """coco_grains holds SugarCrepe's edits of COCO's captions: written back in its format, they come out the same."""
+    path = shared_data / "coco_grains/test.jsonl"
+    real: dict[str, list[tuple[str, str, str]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        name = f"{record['image_id']:012d}.jpg"
+        for negative in record["negatives"]:
+            real.setdefault(negative["edit"], []).append((name, record["caption"], negative["text"]))
+    for edit in SETS["sugarcrepe"].datasets:
+        edit = edit.removeprefix("sugarcrepe_")
+        texts = [
+            dict(zip(("filename", "caption", "negative_caption"), each, strict=True)) for each in real[edit]
+        ]
+        written(source / f"data/{edit}.json", {str(number): text for number, text in enumerate(texts)})
+        for name, _, _ in real[edit]:
+            if not (source / "val2017" / name).exists():
+                picture(source / "val2017" / name)
+    convert_unseen("sugarcrepe", source, source.parent / "out")
+    directory = MBEIRDirectory(source.parent / "out")
+    for edit, expected in real.items():
+        queries, pool = rows(directory, f"sugarcrepe_{edit}", 3)
+        found = [
+            (Path(query.image or "").name, pool[query.positives[0]].text, pool[query.negatives[0]].text)
+            for query in queries
+        ]
+        assert found == [(name, *(" ".join(text.split()) for text in pair)) for name, *pair in expected]

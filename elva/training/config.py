@@ -174,6 +174,7 @@ CHOICES = {
     "scale_rewards": ("group", "batch", "none"),
     "step": ("fast", "plain"),
 }
+AT_LEAST_ONE = ("num_generations", "max_completion_length", "micro_batch_tokens")
 
 C = TypeVar("C")
 
@@ -257,6 +258,8 @@ def _coerce(expected: Any, value: Any, name: str) -> Any:
         value = float(value)
     if not isinstance(value, origin) or (origin is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name}: got {value!r}, expected {origin.__name__}")
+    if name.rsplit(".", 1)[-1] in AT_LEAST_ONE and value < 1:
+        raise ConfigError(f"{name}: got {value!r}, expected at least 1")
     choices = CHOICES.get(name.rsplit(".", 1)[-1])
     if choices and value not in choices:
         raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")

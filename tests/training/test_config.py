@@ -38,6 +38,7 @@ def test_file_and_overrides(tmp_path):
         ([*NEEDED, "rl.gradent=score"], "did you mean rl.gradient"),
         ([*NEEDED, "rl.gradient=both"], "expected one of score, pathwise, surrogate"),
         ([*NEEDED, "rl.num_generations=many"], "rl.num_generations: got 'many', expected int"),
+        ([*NEEDED, "rl.micro_batch_tokens=0"], "rl.micro_batch_tokens: got 0, expected at least 1"),
         ([*NEEDED, "rl=3"], "expected a group of settings"),
         ([*NEEDED, "seed"], "expected key=value"),
         ([*NEEDED, "negatives.n_random=true"], "expected int"),

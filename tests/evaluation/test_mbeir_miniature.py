@@ -119,6 +119,18 @@ def test_the_run_files_give_the_same_hit_rates(whole: Path) -> None:
         assert len(hit) / row.num_queries == row.hit_rate, row.name
 
 
+@pytest.mark.slow  # ranx compiles its metrics for a minute
+@pytest.mark.filterwarnings("ignore")
+def test_ranx_reads_the_files_and_agrees(whole: Path) -> None:
+    ranx = pytest.importorskip("ranx", reason="ranx is not installed")
+    results = Results.from_json((whole / "results.json").read_text(encoding="utf-8"))
+    for row in results.rows:
+        judged = ranx.Qrels.from_file(str(whole / f"trec/{row.name}.qrels"), kind="trec")
+        found = ranx.Run.from_file(str(whole / f"trec/{row.name}.run"), kind="trec")
+        hit_rate = ranx.evaluate(judged, found, f"hit_rate@{row.k}")
+        assert float(hit_rate) == pytest.approx(row.hit_rate, abs=1e-12), row.name
+
+
 def test_a_kill_and_the_same_command_again(
     model: Path, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

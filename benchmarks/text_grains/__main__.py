@@ -37,7 +37,7 @@ from elva.progress import track
 LEARNING_RATES = (2e-4, 5e-4)
 TEMPERATURES = (0.05, 0.1)
 SEEDS = (1, 2, 3, 4, 5)
-BATCH = 16
+BATCH = 24
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def main(
     figures: Annotated[Path, typer.Option(help="JSON with the figures of every run")] = Path(
         "benchmarks/results/text-grains.json"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="of each training")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="of each training")] = 50,
     jobs: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 2,
 ) -> None:
     """Choose on val, measure on test, write the report."""

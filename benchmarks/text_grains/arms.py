@@ -5,46 +5,36 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import GISTEmbedLoss, MultipleNegativesRankingLoss
-from torch import Tensor, nn
+from torch import nn
 
 from elva.integrations.sentence_transformers import ELVALoss, TieredRankingLoss
 
+Loss = Callable[[SentenceTransformer, float], nn.Module]
+"""Model and scale (1 / temperature) to the loss of a batch."""
 LENGTH = 32
 # The embeddings and the lower half stay as published: a step on a CPU takes little more than half the time.
 FROZEN_LAYERS = 3
 IN_BATCH, HARD = "MNRL, in-batch", "MNRL, hard negatives"
 
 
-class Sum(nn.Module):
-    """Weighted losses of one forward."""
-
-    def __init__(self, model: SentenceTransformer, parts: Sequence[tuple[float, Any]]) -> None:
-        super().__init__()
-        self.model = model
-        self.parts = parts
-
-    def forward(self, features: Sequence[dict[str, Tensor]], labels: Any = None) -> Tensor:
-        embeddings = [self.model(column)["sentence_embedding"] for column in features]
-        return sum(weight * loss.compute_loss_from_embeddings(embeddings) for weight, loss in self.parts)  # type: ignore[return-value]
+def _elva(alpha: float, epsilon: float, delta: float, infonce_weight: float = 0.0) -> Loss:
+    """With its weights spelt out: a later default would otherwise change what was measured."""
+    weights = {"alpha": alpha, "epsilon": epsilon, "delta": delta, "infonce_weight": infonce_weight}
+    return lambda model, scale: ELVALoss(model, scale, **weights)
 
 
-def _margin(model: SentenceTransformer, scale: float) -> nn.Module:
-    return ELVALoss(model, scale, alpha=1.0, epsilon=0.0, infonce_weight=1.0)
-
-
-ARMS: dict[str, Callable[[SentenceTransformer, float], nn.Module]] = {
+ARMS: dict[str, Loss] = {
     IN_BATCH: lambda model, scale: MultipleNegativesRankingLoss(model, scale),
     HARD: lambda model, scale: MultipleNegativesRankingLoss(model, scale),
     "GISTEmbedLoss": lambda model, scale: GISTEmbedLoss(model, copy.deepcopy(model), temperature=1 / scale),
-    "ELVALoss": ELVALoss,
     "TieredRankingLoss": TieredRankingLoss,
-    "InfoNCELoss + ELVALoss": lambda model, scale: ELVALoss(model, scale, infonce_weight=1.0),
-    "InfoNCELoss + margin": _margin,
+    "ELVALoss": _elva(alpha=0.4, epsilon=0.6, delta=0.1),
+    "InfoNCELoss + ELVALoss": _elva(alpha=0.4, epsilon=0.6, delta=0.1, infonce_weight=1.0),
+    "ELVALoss, wide margin": _elva(alpha=0.8, epsilon=0.2, delta=0.2),
 }
 
 

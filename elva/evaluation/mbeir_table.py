@@ -1,10 +1,11 @@
-"""M-BEIR's sixteen rows side by side, as papers print them, beside published averages."""
+"""M-BEIR's sixteen rows side by side, as papers print them, beside published ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import fmean
 
+from elva.evaluation.mbeir_published import PUBLISHED, SOURCES, Published
 from elva.evaluation.results import Results
 
 ROWS = (
@@ -26,8 +27,6 @@ ROWS = (
     ("infoseek", 8),
 )
 """(dataset, task) in the order of tasks."""
-SOURCE = "ELVA, arXiv 2606.20280, Table 1 (averages; local pools)"
-PUBLISHED = {"LamRA-Ret-2B": 51.6, "ELVA-2B": 53.8, "LamRA-Ret-7B": 56.6, "ELVA-7B": 58.7}
 
 
 def scores(results: Results) -> list[float | None]:
@@ -41,7 +40,7 @@ def scores(results: Results) -> list[float | None]:
 def markdown(results: Mapping[str, Results]) -> str:
     """One row a model, one column a task row; the mean only where all sixteen were measured.
 
-    Below each model stand the judgements that its pools do not hold.
+    Below each model stand the judgements that its pools do not hold; below all, what others published for these pools.
     """
     header = [*(f"{dataset} {task}" for dataset, task in ROWS), "mean"]
     lines = [f"| model | {' | '.join(header)} |", "| --- |" + " ---: |" * len(header)]
@@ -49,20 +48,38 @@ def markdown(results: Mapping[str, Results]) -> str:
         missing = {(row.dataset, row.task_id): str(row.unreachable) for row in found.rows}
         lines.append(f"| {name} | {' | '.join(_cells(found, '–'))} |")
         lines.append(f"| unreachable judgements | {' | '.join(missing.get(row, '–') for row in ROWS)} | |")
-    blank = " – |" * len(ROWS)
-    lines += [f"| {name} |{blank} {mean} |" for name, mean in PUBLISHED.items()]
-    return "\n".join([*lines, "", f"Published: {SOURCE}. Its rows are not repeated here.", ""])
+    published = PUBLISHED[_pool(results)]
+    lines += [
+        f"| {row.name} ({row.source}) | {' | '.join(_published_cells(row, '–'))} |" for row in published
+    ]
+    sources = [f"({key}) {SOURCES[key]}" for key in sorted({row.source for row in published})]
+    return "\n".join([*lines, "", f"Published, {_pool(results)} pools: {'; '.join(sources)}.", ""])
 
 
 def latex(results: Mapping[str, Results]) -> str:
-    """The same rows for a tabular of seventeen columns."""
+    """The same rows for a tabular of eighteen columns."""
+    published = PUBLISHED[_pool(results)]
     lines = [f"{name} & {' & '.join(_cells(found, '--'))} \\\\" for name, found in results.items()]
-    blank = " & ".join(["--"] * len(ROWS))
-    lines += [f"{name} & {blank} & {mean} \\\\" for name, mean in PUBLISHED.items()]
-    return "\n".join(
-        [f"% columns: {', '.join(f'{d} {t}' for d, t in ROWS)}, mean", f"% published: {SOURCE}", *lines, ""]
-    )
+    lines += [
+        f"{row.name.replace('_', chr(92) + '_')} & {' & '.join(_published_cells(row, '--'))} \\\\ % ({row.source})"
+        for row in published
+    ]
+    heads = [f"% columns: {', '.join(f'{d} {t}' for d, t in ROWS)}, mean ({_pool(results)} pools)"]
+    heads += [f"% ({key}) {SOURCES[key]}" for key in sorted({row.source for row in published})]
+    return "\n".join([*heads, *lines, ""])
+
+
+def _pool(results: Mapping[str, Results]) -> str:
+    pools = {found.pool for found in results.values()}
+    if len(pools) != 1:
+        raise ValueError(f"results are of {' and '.join(sorted(pools))} pools, expected one kind in a table")
+    return pools.pop()
 
 
 def _cells(results: Results, absent: str) -> list[str]:
     return [absent if cell is None else f"{cell:.1f}" for cell in scores(results)]
+
+
+def _published_cells(row: Published, absent: str) -> list[str]:
+    known = [f"{score:.1f}" for score in row.scores] or [absent] * len(ROWS)
+    return [*known, f"{row.mean:.1f}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from elva.data.mbeir import TASK_MODALITIES
+from elva.evaluation.mbeir_published import PUBLISHED
 from elva.evaluation.mbeir_table import ROWS, latex, markdown, scores
 from elva.evaluation.results import Results, TaskRow
 
@@ -35,6 +36,25 @@ def test_both_layouts_have_as_many_cells_in_every_row():
         lines = [line for line in text.splitlines() if separator in line]
         assert len({line.count(separator) for line in lines}) == 1
     assert "a & 5.0 & 10.0" in latex({"a": results(16)}) and "42.5 \\\\" in latex({"a": results(16)})
+
+
+def test_published_rows_are_whole_and_of_the_same_pools():
+    for pool, means in {"local": {"UniIR CLIP_SF": 50.6, "UniIR BLIP_FF": 46.8}, "global": {}}.items():
+        found = results(16)
+        found.pool = pool
+        rows = {row.name: row for row in PUBLISHED[pool]}
+        assert all(len(row.scores) in (0, 16) for row in rows.values())
+        # the means that U-MARVEL's paper prints for these models
+        assert {name: round(rows[name].mean, 1) for name in means} == means
+        assert f"| {PUBLISHED[pool][-1].name} (" in markdown({"ours": found})
+    assert "UniIR CLIP\\_SF & 42.6 & 77.9" in latex({"ours": found})
+
+
+def test_pools_are_not_mixed():
+    other = results(16)
+    other.pool = "global"
+    with pytest.raises(ValueError, match="results are of global and local pools"):
+        markdown({"a": results(16), "b": other})
 
 
 def test_judgements_out_of_reach_stand_below_the_scores():

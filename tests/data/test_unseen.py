@@ -266,7 +266,8 @@ def test_flickr30k(source: Path) -> None:
 
 
 def test_sharegpt4v_and_urban1k(source: Path) -> None:
-    asked, _ = rows(converted("sharegpt4v", source), "sharegpt4v", 0)
+    asked, pictures = rows(converted("sharegpt4v", source), "sharegpt4v", 0)
+    assert pictures[asked[1].positives[0]].image == "mbeir_images/sharegpt4v/sam_images_sa_1.jpg"
     assert [query.text for query in asked] == ["A long caption 0.", "A long caption 1."]
     other = source.parent / "urban"
     other.mkdir()
@@ -392,6 +393,12 @@ def test_msvd_has_every_description_of_the_list(source: Path) -> None:
             [{"target": {"val_image_id": "7"}}],
             'val_image_id is "7", expected int',
         ),
+        (
+            "genecis",
+            "genecis/focus_attribute.json",
+            '[{"target": {"image_id": 1, "instance_bbox": [0, 0, NaN, 5]}}]',
+            r"record 0\.target: instance_bbox is \[0, 0, nan, 5\], expected \[left, top",
+        ),
         ("visdial", "visdial_1.0_val.json", {"data": {"dialogs": [{"image_id": True}]}}, "image_id is true"),
         (
             "fashioniq-multiturn",
@@ -431,6 +438,16 @@ def test_an_unreadable_video_is_named(source: Path) -> None:
     before = first.stat().st_mtime_ns
     convert_unseen("msrvtt", source, source.parent / "out")
     assert first.stat().st_mtime_ns == before
+
+
+def test_pictures_of_one_name_are_not_confused(source: Path) -> None:
+    flickr30k(source)
+    record = json.loads((source / "dataset_flickr30k.json").read_text())
+    picture(source / "flickr30k-images/other/1.jpg", 3)
+    record["images"][2]["filename"] = "other/1.jpg"
+    written(source / "dataset_flickr30k.json", record)
+    with pytest.raises(DataError, match=r"other/1\.jpg: .* has the same name"):
+        convert_unseen("flickr30k", source, source.parent / "out")
 
 
 def test_unknown_names_and_places(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from elva.data.unseen.source import Source, field, listed, sentence
 from elva.data.writer import MBEIRWriter
 from elva.progress import track
 
-Pair = tuple[Path, list[str]]
+Pair = tuple[Path, str, list[str]]
+"""A picture, its name in the new directory, its captions."""
 TO_IMAGE = "Find the picture that this caption describes."
 TO_TEXT = "Find a caption that describes this picture."
 SHAREGPT4V_FILE = "share-captioner_coco_lcs_sam_1246k_1107.json"
@@ -25,8 +26,8 @@ def write_pairs(writer: MBEIRWriter, dataset: str, dataset_id: int, pairs: Itera
     to_image = Row(writer, dataset, dataset_id, 0, TO_IMAGE)
     to_text = Row(writer, dataset, dataset_id, 3, TO_TEXT)
     pairs = list(pairs)
-    for picture, captions in track(pairs, f"Converting {dataset}", total=len(pairs)):
-        image = to_image.link(picture)
+    for picture, name, captions in track(pairs, f"Converting {dataset}", total=len(pairs)):
+        image = to_image.link(picture, name)
         did = to_image.candidate(image=image)
         for caption in captions:
             to_image.query([did], text=caption)
@@ -41,7 +42,8 @@ def _flickr30k(source: Source) -> Iterator[Pair]:
             continue
         sentences = listed(field(record, "sentences", list, where), where)
         captions = [sentence(each, "raw", f"{where}.sentences[{i}]") for i, each in enumerate(sentences)]
-        yield source.path(f"flickr30k-images/{field(record, 'filename', str, where)}"), captions
+        name = field(record, "filename", str, where)
+        yield source.path(f"flickr30k-images/{name}"), name, captions
 
 
 def _sharegpt4v(source: Source) -> Iterator[Pair]:
@@ -51,19 +53,20 @@ def _sharegpt4v(source: Source) -> Iterator[Pair]:
         turns = listed(field(record, "conversations", list, where), where)
         if len(turns) < 2:
             raise DataError(f"{where}: conversations has one turn, expected a question and its caption")
-        picture = source.path(field(record, "image", str, where))
-        yield picture, [sentence(turns[1], "value", f"{where}.conversations[1]")]
+        name = field(record, "image", str, where)
+        yield (
+            source.path(name),
+            name.replace("/", "_"),
+            [sentence(turns[1], "value", f"{where}.conversations[1]")],
+        )
 
 
 def _urban1k(source: Source) -> Iterator[Pair]:
     for file in sorted(source.path("caption").glob("*.txt"), key=lambda path: (len(path.stem), path.stem)):
         relative = f"caption/{file.name}"
-        lines = source.text(relative).splitlines()
-        caption = {"its first line": lines[0] if lines else ""}
-        yield (
-            source.path(f"image/{file.stem}.jpg"),
-            [sentence(caption, "its first line", relative)],
-        )
+        caption = {"its first line": source.text(relative).split("\n")[0]}
+        picture = f"{file.stem}.jpg"
+        yield source.path(f"image/{picture}"), picture, [sentence(caption, "its first line", relative)]
 
 
 FLICKR30K = UnseenSet(

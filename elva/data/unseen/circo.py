@@ -33,7 +33,7 @@ def _convert(source: Source, writer: MBEIRWriter) -> None:
             if identifier not in dids:
                 raise DataError(f"{where}: picture {identifier} is not in {POOL}")
         row.query(
-            [dids[identifier] for identifier in right],
+            [dids[identifier] for identifier in dict.fromkeys(right)],
             text=sentence(record, "relative_caption", where),
             image=places[reference],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,8 @@ def _crop_place(source: Source, row: Row, writer: MBEIRWriter) -> Place:
     def place(sample: Any, where: str) -> str:
         identifier = field(sample, "image_id", int, where)
         box = field(sample, "instance_bbox", list, where)
-        if len(box) != 4 or not all(isinstance(side, int | float) for side in box) or min(box[2:]) <= 0:
+        sides = [side for side in box if isinstance(side, int | float) and math.isfinite(side)]
+        if len(box) != 4 or len(sides) != 4 or min(box[2:]) <= 0:
             raise DataError(f"{where}: instance_bbox is {box}, expected [left, top, width, height]")
         name = "_".join(f"{side:g}" for side in (identifier, *box))
         relative = f"{IMAGE_FOLDER}/{row.dataset}/{name}.png"

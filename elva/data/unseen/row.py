@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from elva.data.records import TASK_MODALITIES, Candidate, Query
+from elva.data.records import TASK_MODALITIES, Candidate, DataError, Query
 from elva.data.writer import IMAGE_FOLDER, MBEIRWriter
 from elva.files import link_or_copy
 
@@ -21,12 +21,19 @@ class Row:
     ) -> None:
         self._writer, self.dataset, self.task_id = writer, dataset, task_id
         self._id, self._queries, self._candidates = dataset_id, 0, 0
+        self._pictures: dict[str, Path] = {}
         self._asked, self._answered = TASK_MODALITIES[task_id]
         writer.add_instruction(self._asked, self._answered, dataset, dataset_id, [instruction])
 
     def link(self, picture: Path, name: str | None = None) -> str:
-        """The picture's place below the new directory, as ``name`` (its own name by default)."""
-        relative = f"{IMAGE_FOLDER}/{self.dataset}/{name or picture.name}"
+        """The picture's place below the new directory, as ``name`` (its own name by default).
+
+        DataError where another picture has that name already.
+        """
+        relative = f"{IMAGE_FOLDER}/{self.dataset}/{Path(name or picture.name).name}"
+        known = self._pictures.setdefault(relative, picture)
+        if known != picture:
+            raise DataError(f"{picture}: {known} has the same name, expected different ones")
         link_or_copy(picture, self._writer.root / relative)
         return relative
 

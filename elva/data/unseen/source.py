@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,7 @@ class Source:
 
     def csv(self, relative: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(``"file:line"``, record) for each line below the header."""
-        reader = csv.DictReader(self.text(relative).splitlines())
+        reader = csv.DictReader(io.StringIO(self.text(relative), newline=""))
         for record in reader:
             yield f"{relative}:{reader.line_num}", record
 

@@ -68,7 +68,7 @@ def _convert_msvd(source: Source, writer: MBEIRWriter) -> None:
 
 def _descriptions(source: Source) -> Iterator[tuple[str, str]]:
     """(video, description) of each line; lines that begin with # are comments."""
-    for line in source.text(MSVD_CAPTIONS).splitlines():
+    for line in source.text(MSVD_CAPTIONS).split("\n"):
         name, _, text = line.strip().partition(" ")
         if text.strip() and not line.startswith("#"):
             yield name, text.strip()

@@ -43,7 +43,8 @@ def check_tensors(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tens
 def check_options(delta: float, gamma: float, alpha: float, epsilon: float, log_base: float) -> None:
     """Raise ValueError unless the coefficients are finite and the logarithm has a base above 1."""
     for name, value in (("delta", delta), ("gamma", gamma), ("alpha", alpha), ("epsilon", epsilon)):
-        if not math.isfinite(value):
+        # comparisons, not math.isfinite: torch.compile makes a symbol of a coefficient that two modules set differently
+        if not -math.inf < value < math.inf:
             raise ValueError(f"{name} is {value}; expected a finite number")
     if not (math.isfinite(log_base) and log_base > 1):
         raise ValueError(f"log_base is {log_base}; expected a finite number above 1")

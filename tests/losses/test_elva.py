@@ -193,6 +193,15 @@ def test_compiles_without_graph_break(form, backend):
     torch.testing.assert_close(torch.autograd.grad(compiled(*inputs, mask), inputs), expected)
 
 
+def test_two_settings_compile_one_after_the_other():
+    query, positive, negatives, mask = problem(10)
+    inputs = [t.float() for t in (query, positive, negatives)]
+    for alpha in (0.3, 0.4, 0.5):
+        loss = ELVALoss(form="reward", alpha=alpha)
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs, mask), loss(*inputs, mask))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

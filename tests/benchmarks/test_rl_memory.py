@@ -35,6 +35,7 @@ def test_live_memory_leaves_out_what_was_there_before():
     assert memory.peak == 4 * MEGA and memory.live == 0
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_negatives():
     # four items of 56 tokens a piece
     few, many = (measure(SMALL.varied(negatives=negatives), tokens=224) for negatives in (4, 40))

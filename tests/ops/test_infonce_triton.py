@@ -46,6 +46,7 @@ def test_interpreted_passes(
     compare_passes(backend.reduce_, backend.weigh_, problem, columns, out_dtype=out_dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="starts the interpreter")
 def test_in_the_interpreter(run_interpreted: Callable[[str], None]) -> None:
     run_interpreted(__file__)

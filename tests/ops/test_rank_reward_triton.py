@@ -178,6 +178,7 @@ def test_interpreted_advantages(scale_rewards: str) -> None:
     torch.testing.assert_close(advantage[1:], found[6][1:])
 
 
+@pytest.mark.slow
 @compiled
 def test_in_the_interpreter(run_interpreted: Callable[[str], None]) -> None:
     run_interpreted(__file__)

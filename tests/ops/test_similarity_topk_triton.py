@@ -83,6 +83,7 @@ def test_interpreted_nan_zero_and_half() -> None:
     assert found[1][0].tolist() == [0, 3, 4, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="starts the interpreter")
 def test_in_the_interpreter(run_interpreted: Callable[[str], None]) -> None:
     run_interpreted(__file__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from statistics import fmean
 
@@ -59,14 +60,18 @@ def markdown(results: Mapping[str, Results]) -> str:
 def latex(results: Mapping[str, Results]) -> str:
     """The same rows for a tabular of eighteen columns."""
     published = PUBLISHED[_pool(results)]
-    lines = [f"{name} & {' & '.join(_cells(found, '--'))} \\\\" for name, found in results.items()]
+    lines = [f"{_escaped(name)} & {' & '.join(_cells(found, '--'))} \\\\" for name, found in results.items()]
     lines += [
-        f"{row.name.replace('_', chr(92) + '_')} & {' & '.join(_published_cells(row, '--'))} \\\\ % ({row.source})"
+        f"{_escaped(row.name)} & {' & '.join(_published_cells(row, '--'))} \\\\ % ({row.source})"
         for row in published
     ]
     heads = [f"% columns: {', '.join(f'{d} {t}' for d, t in ROWS)}, mean ({_pool(results)} pools)"]
     heads += [f"% ({key}) {SOURCES[key]}" for key in sorted({row.source for row in published})]
     return "\n".join([*heads, *lines, ""])
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([_%&#$])", r"\\\1", name)
 
 
 def _pool(results: Mapping[str, Results]) -> str:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elva.data.unseen import unseen_set_of
+
 _CUTOFF_TEN = frozenset({"fashion200k", "fashioniq"})
 
 
 def cutoff(dataset: str) -> int:
-    """K of M-BEIR's hit rate: 10 for Fashion200K and FashionIQ, else 5."""
+    """K of the hit rate: M-BEIR's, 10 for Fashion200K and FashionIQ, else 5; of an unseen set, its first metric's."""
+    unseen = unseen_set_of(dataset)
+    if unseen is not None:
+        return unseen.cutoff
     return 10 if dataset.lower() in _CUTOFF_TEN else 5
 
 

@@ -50,7 +50,7 @@ def positive_ranks(
     Raises:
         ValueError: shapes that do not fit, a positive outside ``[0, M)``, or a value that is not finite.
     """
-    _validate(queries, candidates, positives)
+    _validate(queries, candidates, positives=positives)
     device = candidates.device if device is None else device
     numbers = _padded(positives)
     used = numbers >= 0
@@ -74,14 +74,45 @@ def positive_ranks(
     return torch.where(used, 1 + counts + order, 0)
 
 
-def _padded(positives: Sequence[Sequence[int]]) -> Tensor:
-    """``[Q, P]`` int64: each query's positives without repetition, padded with −1."""
-    unique = [list(dict.fromkeys(indices)) for indices in positives]
+def own_pool_ranks(
+    queries: Tensor,
+    candidates: Tensor,
+    positives: Sequence[Sequence[int]],
+    negatives: Sequence[Sequence[int]],
+) -> Tensor:
+    """Rank every positive among the positives and negatives of its query alone; scores and ties as `positive_ranks`.
+
+    Args:
+        queries: ``[Q, D]`` float.
+        candidates: ``[M, D]`` float.
+        positives, negatives: for each query its row numbers in ``candidates``; may be empty.
+
+    Returns:
+        ``[Q, P]`` int64, P the largest number of positives; each row ascending from 1, padded with 0.
+
+    Raises:
+        ValueError: as `positive_ranks`, for negatives too.
+    """
+    _validate(queries, candidates, positives=positives, negatives=negatives)
+    right, wrong = _padded(positives), _padded(negatives)
+    used = right >= 0
+    if not used.any():
+        return torch.zeros(used.shape, dtype=torch.int64)
+    rows, places = (wrong >= 0).nonzero(as_tuple=True)
+    others = torch.full(wrong.shape, -torch.inf)
+    others[rows, places] = _exact_scores(queries, candidates, rows, wrong[rows, places])
+    above = _count_at_least(others, _positive_scores(queries, candidates, right))
+    return torch.where(used, 1 + above + torch.arange(used.shape[1]), 0)
+
+
+def _padded(numbers: Sequence[Sequence[int]]) -> Tensor:
+    """``[Q, P]`` int64: each query's numbers without repetition, padded with −1."""
+    unique = [list(dict.fromkeys(indices)) for indices in numbers]
     width = max(map(len, unique), default=0)
     used = torch.arange(width) < torch.tensor([len(row) for row in unique], dtype=torch.int64)[:, None]
-    numbers = torch.full(used.shape, -1)
-    numbers[used] = torch.tensor([index for row in unique for index in row], dtype=torch.int64)
-    return numbers
+    padded = torch.full(used.shape, -1)
+    padded[used] = torch.tensor([index for row in unique for index in row], dtype=torch.int64)
+    return padded
 
 
 def _positive_scores(queries: Tensor, candidates: Tensor, numbers: Tensor) -> Tensor:
@@ -204,20 +235,23 @@ def _count_at_least(scores: Tensor, thresholds: Tensor) -> Tensor:
     return torch.stack([(scores >= column[:, None]).sum(1) for column in thresholds.unbind(1)], 1)
 
 
-def _validate(queries: Tensor, candidates: Tensor, positives: Sequence[Sequence[int]]) -> None:
+def _validate(queries: Tensor, candidates: Tensor, **numbers: Sequence[Sequence[int]]) -> None:
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
         raise ValueError(
             "queries and candidates must be [Q, D] and [M, D] with the same D, "
             f"got {tuple(queries.shape)} and {tuple(candidates.shape)}"
         )
-    if len(positives) != queries.shape[0]:
-        raise ValueError(f"positives must have one entry a query ({queries.shape[0]}), got {len(positives)}")
-    for row, indices in enumerate(positives):
-        outside = [index for index in indices if not 0 <= index < candidates.shape[0]]
-        if outside:
-            raise ValueError(
-                f"positives[{row}] names candidate {outside[0]}, expected 0..{candidates.shape[0] - 1}"
-            )
+    for name, listed in numbers.items():
+        _validate_numbers(name, listed, len(queries), len(candidates))
     for name, values in (("queries", queries), ("candidates", candidates)):
         if not all(bool(torch.isfinite(block).all()) for block in values.split(_BLOCK)):
             raise ValueError(f"{name} hold a value that is not finite: the encoder's embeddings are broken")
+
+
+def _validate_numbers(name: str, listed: Sequence[Sequence[int]], queries: int, candidates: int) -> None:
+    if len(listed) != queries:
+        raise ValueError(f"{name} must have one entry a query ({queries}), got {len(listed)}")
+    for row, indices in enumerate(listed):
+        outside = [index for index in indices if not 0 <= index < candidates]
+        if outside:
+            raise ValueError(f"{name}[{row}] names candidate {outside[0]}, expected 0..{candidates - 1}")

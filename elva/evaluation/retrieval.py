@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,18 +15,10 @@ from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query, Task
 from elva.data.unseen import unseen_set_of
 from elva.evaluation.grains import grain_distance, grains_named
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
-from elva.evaluation.metrics import (
-    cutoff,
-    first_rank,
-    hit_rate_at,
-    ndcg_at,
-    recall_at,
-    reciprocal_rank,
-)
-from elva.evaluation.ranks import positive_ranks
+from elva.evaluation.ranks import own_pool_ranks, positive_ranks
 from elva.evaluation.results import MultiGrain, Results, TaskRow
+from elva.evaluation.rows import task_row
 from elva.evaluation.trec import write_qrels, write_run
-from elva.evaluation.unseen import own_pool_ranks, own_scores
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -189,42 +180,20 @@ class _Search:
         if is_multigrain(task.dataset):
             _require_positives(queries, positives)
         name, qids = f"{task.dataset}_task{task.task_id}", [query.qid for query in queries]
-        k = cutoff(task.dataset)
         wordings = self.inputs.wordings(queries)
-        scores: list[tuple[float, ...]] = []
-        own: list[dict[str, float]] = []
-        first: tuple[list[int], list[str]] | None = None
+        ranks, summaries = [], []
         for wording in wordings:
-            encoded, summaries = self._encode(queries, wording)
-            ranks = self._ranks(task, queries, pool, positives, encoded, embeddings)
-            scores.append(_scores(ranks, k))
-            own.append(own_scores(task.dataset, ranks))
-            first = first or (first_rank(ranks).tolist(), summaries)
+            encoded, written = self._encode(queries, wording)
+            ranks.append(self._ranks(task, queries, pool, positives, encoded, embeddings))
+            summaries.append(written)
             if self.trec is not None:
                 path = self.trec / f"{name}{f'_prompt{wording + 1}' if wording else ''}.run"
                 dids = [candidate.did for candidate in pool]
                 write_run(path, _name(self.encoder), qids, encoded, dids, embeddings)
         if self.trec is not None:
             write_qrels(self.trec / f"{name}.qrels", qids, relevant)
-        assert first is not None
-        hit_rate, recall, mrr, ndcg = (fmean(column) for column in zip(*scores, strict=True))
-        row = TaskRow(
-            dataset=task.dataset,
-            task_id=task.task_id,
-            k=k,
-            hit_rate=hit_rate,
-            recall=recall,
-            mrr=mrr,
-            ndcg=ndcg,
-            num_queries=len(queries),
-            pool_size=len(pool),
-            unreachable=unreachable,
-            qids=qids,
-            ranks=first[0],
-            hit_rates=[] if wordings == [None] else [each[0] for each in scores],
-            own={metric: fmean(each[metric] for each in own) for metric in own[0]},
-        )
-        return row, first[1]
+        row = task_row(task, qids, ranks, len(pool), unreachable, averaged=wordings != [None])
+        return row, summaries[0]
 
     def _ranks(
         self,
@@ -261,12 +230,6 @@ class _Search:
             pool = self.directory.pool(self.split, *task, scope="global")
             self._global = pool, self.candidates(pool)
         return self._global
-
-
-def _scores(ranks: Tensor, k: int) -> tuple[float, ...]:
-    """Hit rate and recall at ``k``, MRR and nDCG@10: means over the queries."""
-    each = (hit_rate_at(ranks, k), recall_at(ranks, k), reciprocal_rank(ranks), ndcg_at(ranks, 10))
-    return tuple(float(metric.mean()) for metric in each)
 
 
 def relevant_dids(

@@ -1,4 +1,4 @@
-"""The unseen sets' own metrics, and the ranks of queries that are searched in a small pool of their own."""
+"""The unseen sets' own metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from elva.data.unseen import unseen_set_of
@@ -14,37 +13,6 @@ from elva.evaluation.metrics import average_precision_at, hit_rate_at
 from elva.evaluation.results import Results, TaskRow
 
 DIRECTIONS = {0: "t→i", 3: "i→t", 7: "(i,t)→i"}
-_BLOCK = 1024
-
-
-def own_pool_ranks(
-    queries: Tensor,
-    candidates: Tensor,
-    positives: Sequence[Sequence[int]],
-    negatives: Sequence[Sequence[int]],
-) -> Tensor:
-    """Ranks of the positives among each query's positives and negatives alone.
-
-    As ``positive_ranks`` otherwise: scores of fp64 products compared in fp32, ties against the positive.
-
-    Args:
-        queries: ``[Q, D]`` float.
-        candidates: ``[M, D]`` float.
-        positives, negatives: for each query its row numbers in ``candidates``, without repetition.
-
-    Returns:
-        ``[Q, P]`` int64, P the largest number of positives; each row ascending from 1, padded with 0.
-    """
-    right, wrong = _padded(positives), _padded(negatives)
-    ranks = torch.zeros_like(right)
-    for start in range(0, len(queries), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        own = _scores(queries[rows], candidates, right[rows]).sort(dim=1, descending=True).values
-        others = _scores(queries[rows], candidates, wrong[rows])
-        above = (others[:, None, :] >= own[:, :, None]).sum(2)
-        order = torch.arange(own.shape[1]).expand_as(above)
-        ranks[rows] = torch.where(own.isfinite(), 1 + above + order, 0)
-    return ranks
 
 
 def own_scores(dataset: str, ranks: Tensor) -> dict[str, float]:
@@ -75,21 +43,6 @@ def require_unseen(rows: Sequence[str]) -> None:
             raise ValueError(
                 f"--benchmark unseen: {dataset} is no unseen set's row; `elva data unseen` lists and makes them"
             )
-
-
-def _padded(numbers: Sequence[Sequence[int]]) -> Tensor:
-    """``[Q, W]`` int64, padded with −1."""
-    width = max(map(len, numbers), default=0)
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in numbers], dtype=torch.int64).view(
-        len(numbers), width
-    )
-
-
-def _scores(queries: Tensor, candidates: Tensor, numbers: Tensor) -> Tensor:
-    """``[q, W]`` float32; −inf where there is no candidate."""
-    chosen = candidates[numbers.clamp(min=0)].double()
-    scores = torch.einsum("qd,qwd->qw", queries.double(), chosen).float()
-    return scores.masked_fill(numbers < 0, -torch.inf)
 
 
 def _score(metric: str, ranks: Tensor) -> float:

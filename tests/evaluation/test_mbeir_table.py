@@ -48,6 +48,7 @@ def test_published_rows_are_whole_and_of_the_same_pools():
         assert {name: round(rows[name].mean, 1) for name in means} == means
         assert f"| {PUBLISHED[pool][-1].name} (" in markdown({"ours": found})
     assert "UniIR CLIP\\_SF & 42.6 & 77.9" in latex({"ours": found})
+    assert "runs/my\\_model &" in latex({"runs/my_model": found})
 
 
 def test_pools_are_not_mixed():

@@ -40,6 +40,11 @@ def test_ndcg_by_hand() -> None:
     assert ndcg_at(torch.arange(1, 21)[None], 10).item() == pytest.approx(1)
 
 
+def test_cutoff_of_an_unseen_set_is_its_first_metrics() -> None:
+    names = ("sugarcrepe_add_att", "ccneg", "circo_val", "msvd", "flickr30k")
+    assert [cutoff(name) for name in names] == [1, 1, 5, 1, 1]
+
+
 def test_cutoff_is_ten_for_the_two_fashion_sets() -> None:
     assert [cutoff(name) for name in ("fashion200k", "fashioniq", "cirr", "mscoco", "scenes")] == [
         10,

@@ -17,9 +17,10 @@ from elva.cli import eval as command
 from elva.data.mbeir import Candidate, DataError, Query
 from elva.data.writer import MBEIRWriter
 from elva.evaluation.metrics import average_precision_at
+from elva.evaluation.ranks import own_pool_ranks
 from elva.evaluation.results import Results
 from elva.evaluation.retrieval import evaluate
-from elva.evaluation.unseen import markdown, own_pool_ranks, own_scores
+from elva.evaluation.unseen import markdown, own_scores
 from elva.models import tiny
 from tests.evaluation.test_mbeir_miniature import SIZES
 
@@ -45,6 +46,14 @@ def test_own_pool_ranks_count_the_own_negatives(seed: int) -> None:
         own = sorted((scores[i] for i in right), reverse=True)
         expected = [1 + i + sum(scores[j] >= s for j in wrong) for i, s in enumerate(own)]
         assert ranks[row].tolist() == expected + [0] * (2 - len(expected))
+
+
+def test_own_pools_name_a_faulty_number() -> None:
+    points = torch.eye(3)
+    with pytest.raises(ValueError, match=r"negatives\[1\] names candidate 3, expected 0..2"):
+        own_pool_ranks(points[:2], points, [[0], [1]], [[1], [3]])
+    with pytest.raises(ValueError, match=r"negatives must have one entry a query \(2\), got 1"):
+        own_pool_ranks(points[:2], points, [[0], [1]], [[1]])
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=30), st.integers(1, 8))
@@ -120,6 +129,7 @@ def test_the_command_searches_own_pools(data: Path, model: Path, tmp_path: Path)
         right = [scores[i, 2 * i] > scores[i, 2 * i + 1] for i in range(2)]
         assert row.own == {"accuracy": float(torch.tensor(right).double().mean())}
         assert max(row.ranks) <= 2
+        assert (row.k, row.hit_rate) == (1, row.own["accuracy"])
     lines = (out / "unseen.md").read_text(encoding="utf-8").splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         "| sugarcrepe_add_att i→t",

@@ -13,7 +13,7 @@ from elva.data.unseen.fashioniq_multiturn import FASHIONIQ_MULTITURN
 from elva.data.unseen.genecis import GENECIS
 from elva.data.unseen.protocol import UnseenSet
 from elva.data.unseen.source import Source
-from elva.data.unseen.two_captions import CCNEG_SET, SUGARCREPE_SET
+from elva.data.unseen.two_captions import CCNEG, SUGARCREPE
 from elva.data.unseen.videos import MSRVTT, MSVD
 from elva.data.unseen.visdial import VISDIAL
 from elva.data.writer import MBEIRWriter
@@ -28,8 +28,8 @@ _ALL = (
     GENECIS,
     VISDIAL,
     FASHIONIQ_MULTITURN,
-    SUGARCREPE_SET,
-    CCNEG_SET,
+    SUGARCREPE,
+    CCNEG,
     MSRVTT,
     MSVD,
 )

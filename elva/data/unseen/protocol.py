@@ -30,3 +30,8 @@ class UnseenSet:
     download: str
     convert: Convert
     own_pools: bool = False
+
+    @property
+    def cutoff(self) -> int:
+        """K of the first metric."""
+        return int(self.metrics[0].partition("@")[2] or 1)

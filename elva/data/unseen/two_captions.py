@@ -12,7 +12,7 @@ from elva.data.writer import MBEIRWriter
 from elva.progress import track
 
 INSTRUCTION = "Find the caption that describes this picture."
-SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+EDITS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 CCNEG_FILE = "ccneg_preprocessed.pt"
 CCNEG_IMAGES = "ccneg_images/cc3m_subset_images_extracted_final"
 CCNEG_SIZE = 40_000
@@ -20,7 +20,7 @@ CCNEG_SIZE = 40_000
 
 
 def _convert_sugarcrepe(source: Source, writer: MBEIRWriter) -> None:
-    for number, edit in enumerate(SUGARCREPE):
+    for number, edit in enumerate(EDITS):
         row = Row(writer, f"sugarcrepe_{edit}", 52 + number, 3, INSTRUCTION)
         file = f"data/{edit}.json"
         records = source.json(file)
@@ -63,16 +63,16 @@ def _add(row: Row, image: str, caption: str, wrong: str) -> None:
     row.query([row.candidate(text=caption)], image=image, negatives=[row.candidate(text=wrong)])
 
 
-SUGARCREPE_SET = UnseenSet(
+SUGARCREPE = UnseenSet(
     "sugarcrepe",
-    tuple(f"sugarcrepe_{edit}" for edit in SUGARCREPE),
+    tuple(f"sugarcrepe_{edit}" for edit in EDITS),
     ("accuracy",),
     "SugarCrepe needs data/*.json (github.com/RAIVNLab/sugar-crepe) and COCO's validation pictures of 2017 in val2017/ "
     "(cocodataset.org).",
     _convert_sugarcrepe,
     own_pools=True,
 )
-CCNEG_SET = UnseenSet(
+CCNEG = UnseenSet(
     "ccneg",
     ("ccneg",),
     ("accuracy",),

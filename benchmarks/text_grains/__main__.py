@@ -15,7 +15,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,13 +23,12 @@ import torch
 import typer
 
 from benchmarks.text_grains.data import (
-    Row,
     batches,
     entailment,
     grain_distance,
-    read_rows,
     read_triplets,
     retrieval,
+    split_rows,
 )
 from benchmarks.text_grains.report import write_report
 from elva.files import atomic_file
@@ -40,8 +38,6 @@ LEARNING_RATES = (1e-4, 2e-4, 5e-4)
 TEMPERATURES = (0.05, 0.1)
 SEEDS = (1, 2, 3, 4, 5)
 BATCH = 24
-# val alone has 115 pictures, too few to choose by, and a pool less than half of test's.
-DEV_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -132,7 +128,7 @@ def execute(run: Run, out: Path) -> None:
     folder = shared_data()
     model = load_model()
     if run.steps:
-        trained_on = rows(folder, "train" if run.split == "test" else "train without dev")
+        trained_on = split_rows(folder, "train" if run.split == "test" else "train without dev")
         drawn = batches(trained_on, run.steps, BATCH, run.seed)
         train(model, run.arm, drawn, run.learning_rate, run.temperature, run.seed)
 
@@ -148,24 +144,13 @@ def execute(run: Run, out: Path) -> None:
             known.update(zip(new, vectors.float(), strict=True))
         return torch.stack([known[text] for text in texts])
 
-    asked = rows(folder, run.split)
+    asked = split_rows(folder, run.split)
     result = retrieval(encode, asked)
     if run.split == "test":
         result["grain_distance"] = grain_distance(encode, asked)
         result["entailment"] = entailment(encode, read_triplets(folder))
     with atomic_file(out / run.name) as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")
-
-
-@cache
-def rows(folder: Path, split: str) -> list[Row]:
-    """``test``, ``train``, ``dev`` (val and the held-out part of train) or ``train without dev``."""
-    if split in ("test", "train"):
-        return read_rows(folder, split)
-    held_out = [row for row in read_rows(folder, "train") if row.picture % DEV_SHARE == 0]
-    if split == "dev":
-        return read_rows(folder, "val") + held_out
-    return [row for row in read_rows(folder, "train") if row.picture % DEV_SHARE]
 
 
 def shared_data() -> Path:

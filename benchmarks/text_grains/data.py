@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +21,8 @@ Encode = Callable[[Sequence[str]], Tensor]
 """n texts -> [n, D], L2-normalised."""
 PARAPHRASES = 2
 TRIPLETS = 300
+# val alone has 115 pictures, too few to choose by, and a pool less than half of test's.
+DEV_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,17 @@ def read_rows(folder: Path, split: str) -> list[Row]:
         negatives = tuple((negative["text"], negative["edit"]) for negative in record["negatives"])
         rows.append(Row(record["image_id"], record["caption"], tuple(record["paraphrases"]), negatives))
     return [row for row in rows if row.paraphrases and row.negatives]
+
+
+@cache
+def split_rows(folder: Path, split: str) -> list[Row]:
+    """``test``, ``train``, ``dev`` (val and the held-out part of train) or ``train without dev``."""
+    if split in ("test", "train"):
+        return read_rows(folder, split)
+    held_out = [row for row in read_rows(folder, "train") if row.picture % DEV_SHARE == 0]
+    if split == "dev":
+        return read_rows(folder, "val") + held_out
+    return [row for row in read_rows(folder, "train") if row.picture % DEV_SHARE]
 
 
 def read_triplets(folder: Path) -> list[tuple[str, str, str]]:

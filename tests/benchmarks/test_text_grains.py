@@ -105,6 +105,16 @@ def test_batches_hold_different_pictures_and_depend_on_the_seed_alone():
         assert all(p[1:] == c[1:] == n[1:] for p, c, n in batch)
 
 
+def test_no_picture_is_in_two_splits(shared_data):
+    dev, rest, train, test = (
+        {row.picture for row in data.split_rows(shared_data, split)}
+        for split in ("dev", "train without dev", "train", "test")
+    )
+    assert not dev & rest and not train & test and not dev & test
+    assert rest < train and dev & train == train - rest
+    assert len(dev) == 334
+
+
 def test_the_report_keeps_what_is_written_around_its_figures(tmp_path):
     def result(shift: float) -> dict:
         right = [min(1.0, 0.5 + shift * (i % 2)) for i in range(40)]

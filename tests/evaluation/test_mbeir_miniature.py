@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from elva.evaluation.results import Results
 from elva.models import MultimodalEncoder, tiny
 from tests.evaluation import miniature
 
+ELVA = (sys.executable, "-c", "from elva.cli import run; run()", "eval")
 SIZES = {
     "text": {
         "hidden_size": 64,
@@ -131,7 +134,7 @@ def test_ranx_reads_the_files_and_agrees(whole: Path) -> None:
         assert float(hit_rate) == pytest.approx(row.hit_rate, abs=1e-12), row.name
 
 
-def test_a_kill_and_the_same_command_again(
+def test_an_interruption_and_the_same_command_again(
     model: Path, data: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -151,6 +154,24 @@ def test_a_kill_and_the_same_command_again(
 
 
 @pytest.mark.slow
+def test_a_kill_and_the_same_command_again(model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*ELVA, *arguments(model, data, tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    embeddings = tmp_path / "embeddings"
+    while process.poll() is None and len(list(embeddings.glob("*"))) < 4:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "results.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in embeddings.iterdir() if not path.name.startswith(".")}
+    assert kept
+    assert run(model, data, tmp_path).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert outcome(tmp_path) == outcome(whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_two_processes(launcher: str, model: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     launch = {
@@ -158,13 +179,7 @@ def test_two_processes(launcher: str, model: Path, data: Path, whole: Path, tmp_
         "accelerate": "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no "
         "--dynamo_backend no --no_python",
     }[launcher].split()
-    elva = [
-        sys.executable,
-        "-c",
-        "from elva.cli import run; run()",
-        "eval",
-        *arguments(model, data, tmp_path),
-    ]
+    elva = [*ELVA, *arguments(model, data, tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", *launch, *elva],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},

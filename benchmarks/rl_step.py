@@ -25,6 +25,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
@@ -153,9 +154,8 @@ def credits_seen(trainer: RLTrainer, given: Credit | None = None) -> Iterator[li
         seen.append(assess(*arguments))
         return seen[-1] if given is None else given
 
-    trainer.assessor.credit = credit  # type: ignore[method-assign]
-    yield seen
-    trainer.assessor.credit = assess  # type: ignore[method-assign]
+    with patch.object(trainer.assessor, "credit", credit):
+        yield seen
 
 
 def roll_out(trainer: RLTrainer, items: list[dict[str, Any]]) -> Sides:

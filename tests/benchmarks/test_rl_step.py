@@ -37,9 +37,9 @@ def test_prompts_have_the_length_asked_for(tmp_path):
 def test_both_steps_are_timed_and_have_the_same_gradients():
     figures = compare(SMALL, rounds=1)
     assert figures["max_rel_grad_diff"] <= SWEEP_LIMIT
-    assert 0 < figures["max_reward_diff"] <= LIMIT
+    assert figures["max_reward_diff"] <= LIMIT
     # so small a group spreads little, and its advantages divide the rounding of the rewards by that
-    assert 0 < figures["rel_advantage_diff"] <= 10 * LIMIT
+    assert figures["rel_advantage_diff"] <= 10 * LIMIT
     assert figures["step_ratio"] > 0 and figures["train_ratio"] > 0
     assert 1 < figures["mean_completion_tokens"] <= 4
     assert {"generate", "vision", "policy", "reference", "reward"} <= figures["phases"]["fast"].keys()

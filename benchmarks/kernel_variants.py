@@ -48,18 +48,22 @@ VARIANTS: dict[str, Variant] = {
     "advance_kernel": Variant(
         {"targets_ptr": "*i64", "probabilities_ptr": HALF, "scale": "fp32"}, {"BLOCK": 1024}
     ),
-    "candidate_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_R": 8, "BLOCK_D": 128}),
+    "candidate_gradients_kernel": Variant(
+        {**_VECTORS, "grad_ptr": HALF}, {"ALIGNED": True, "BLOCK_R": 8, "BLOCK_D": 128}
+    ),
     "infonce_columns_kernel": Variant({}, {"BLOCK_R": 32, "BLOCK_C": 64}),
     "infonce_rows_kernel": Variant(_CUT, {"HAS_MASK": True, "HAS_IDS": True, "REDUCE": True, "BLOCK": 1024}),
     "infonce_weigh_kernel": Variant(
-        {"out_ptr": HALF, "labels_ptr": "*i64"}, {"HAS_COLUMNS": True, "BLOCK": 1024}
+        {"out_ptr": HALF, "labels_ptr": "*i64"}, {"HAS_COLUMNS": True, "BLOCK": 1024}, warps=8
     ),
     "inverse_norms_kernel": Variant(
-        {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_R": 16, "BLOCK_D": 256}
+        {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "ALIGNED": True, "BLOCK_R": 16, "BLOCK_D": 256}
     ),
-    "query_gradients_kernel": Variant({**_VECTORS, "grad_ptr": HALF}, {"BLOCK_C": 16, "BLOCK_D": 256}),
+    "query_gradients_kernel": Variant(
+        {**_VECTORS, "grad_ptr": HALF}, {"ALIGNED": True, "BLOCK_C": 16, "BLOCK_D": 256}
+    ),
     "similarities_kernel": Variant(
-        {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "BLOCK_C": 16, "BLOCK_D": 256}
+        {**_VECTORS, "mask_ptr": "*u8"}, {"HAS_MASK": True, "ALIGNED": True, "BLOCK_C": 16, "BLOCK_D": 256}
     ),
     "replace_kernel": Variant({"rows_ptr": "*i64", "matrix_ptr": HALF}),
     "rewards_kernel": Variant(
@@ -71,7 +75,7 @@ VARIANTS: dict[str, Variant] = {
     "merge_kernel": Variant(
         {"indices_ptr": "*i64", "exclude_ptr": "*i64"},
         {"COSINE": True, "HAS_CEILING": True, "K": 128, "CHUNK": 1024},
-        spill_budget=8,  # a stack frame of one word that the sort leaves on sm_90
+        warps=8,
     ),
     "ranks_kernel": Variant(_TIERS, {"HAS_MASK": True, "HAS_EDGES": False, "BLOCK": 64}),
     "logsumexp_kernel": Variant(_TIERS, {"BLOCK": 256}),

@@ -23,6 +23,7 @@ from elva.ops.infonce_blocks import Reduced, Scoring, Weights, reduce_scores, sc
 from elva.ops.infonce_check import check_arguments, known_pairs, label_values
 from elva.ops.infonce_ids import excluded_codes
 
+HALF = (torch.bfloat16, torch.float16)
 SCORE_BUDGET = 1 << 30
 """Bytes of scores that may be kept for the backward."""
 
@@ -39,6 +40,7 @@ def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
+@library.without_autocast
 def infonce_reference(
     query: Tensor,
     keys: Tensor,
@@ -65,11 +67,10 @@ def infonce_reference(
         codes = excluded_codes(*pairs, keys.shape[0])
         negative = negative & ~(codes[0][:, :, None] == codes[1]).any(dim=1)
     dtype = accumulation_dtype(query, keys)
-    with torch.autocast(query.device.type, enabled=False):
-        q, k = query.to(dtype), torch.where((negative | own).any(dim=0)[:, None], keys.to(dtype), 0)
-        if similarity == "cosine":
-            q, k = q * inverse_norm(q), k * inverse_norm(k)
-        scores = (q @ k.T) / temperature
+    q, k = query.to(dtype), torch.where((negative | own).any(dim=0)[:, None], keys.to(dtype), 0)
+    if similarity == "cosine":
+        q, k = q * inverse_norm(q), k * inverse_norm(k)
+    scores = (q @ k.T) / temperature
     masked = scores.masked_fill(~negative, -torch.inf)
     there = labels >= 0
     positive = scores.gather(1, labels.clamp(min=0))
@@ -239,11 +240,11 @@ def _scoring(
     dtype = accumulation_dtype(query, keys)
     if mask is not None:
         mask = mask.contiguous()
-        used = mask.any(dim=0).index_fill(0, labels[labels >= 0], True)
         # A probability of 0 does not neutralise a NaN: 0 * NaN would still reach the gradient of every query.
+        used = mask.any(dim=0) | _named(labels, keys.shape[0])
         keys = torch.where(used[:, None], keys, 0)
-    # bfloat16 has float32's range, so a GPU multiplies it as it is; float16 would lose small gradients.
-    if not (query.is_cuda and query.dtype == keys.dtype == torch.bfloat16):
+    # A GPU multiplies half precision as it is, into float32; CPUs have no such product.
+    if not (query.is_cuda and query.dtype == keys.dtype and query.dtype in HALF):
         query, keys = query.to(dtype), keys.to(dtype)
     tau = temperature.to(dtype)
     if similarity == "dot":
@@ -253,6 +254,12 @@ def _scoring(
     pairs = known_pairs(labels, keys.shape[0], *ids)
     codes = (None, None) if pairs is None else excluded_codes(*pairs, keys.shape[0])
     return Scoring(query, keys, *scales, labels, mask, *codes)
+
+
+def _named(labels: Tensor, count: int) -> Tensor:
+    """[M] bool, True for the keys that some label names. To pick these labels first would make the host wait."""
+    named = torch.zeros(count + 1, dtype=torch.bool, device=labels.device)
+    return named.index_fill(0, torch.where(labels < 0, count, labels).flatten(), True)[:count]
 
 
 def _inverse_norms(vectors: Tensor, dtype: torch.dtype) -> Tensor:

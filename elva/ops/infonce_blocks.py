@@ -107,6 +107,9 @@ def score_gradients(
     buffer = like.new_empty(size if recomputed else 0, keys.shape[0])
     # The products of G take half precision where the vectors have it, as flash attention's do.
     weighed = query.new_empty(size, keys.shape[0])
+    lift = _lift(scoring, weights) if weighed.dtype == torch.float16 and weighed.numel() else None
+    if lift is not None:
+        weights = _lifted(weights, lift)
     for part in _parts(scoring):
         here = slice(0, part.stop - part.start)
         scores = _product(query[part], keys.T, buffer[here]) if recomputed else kept[part]
@@ -127,7 +130,30 @@ def score_gradients(
             _product(grad, keys, grad_query[part])
         if need_keys:
             _add_product(grad.T, query[part], grad_keys)
+    if lift is not None:
+        for total in (grad_query, grad_keys, along):
+            total.div_(lift)
     return grad_query, grad_keys, along
+
+
+def _lift(scoring: Scoring, weights: Weights) -> Tensor:
+    """A power of two [] that brings the largest possible G close below float16's limit.
+
+    float16 has no number below 6e-8, and a mean over a large batch makes most of G smaller than that. bfloat16 has
+    float32's range and needs no lift.
+    """
+    heaviest = weights.row.abs().amax()
+    if weights.column is not None:
+        heaviest = heaviest + weights.column.abs().amax()
+    bound = heaviest * scoring.query_scales.amax() * scoring.key_scales.amax()
+    exponent = torch.log2(torch.finfo(torch.float16).max / 2 / bound).floor()
+    # Nothing to lift where all is 0; the largest exponent keeps the lifted weights finite.
+    return torch.exp2(torch.where(bound > 0, exponent, 0).clamp(max=100))
+
+
+def _lifted(weights: Weights, lift: Tensor) -> Weights:
+    column = None if weights.column is None else weights.column * lift
+    return weights._replace(row=weights.row * lift, column=column, positive=weights.positive * lift)
 
 
 def _rows_of_a_part(scoring: Scoring) -> int:
@@ -141,22 +167,18 @@ def _parts(scoring: Scoring) -> Iterator[slice]:
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """out = a b, in out's dtype. Autocast would lower the precision."""
-    with torch.autocast(a.device.type, enabled=False):
-        if a.dtype == out.dtype:
-            return torch.mm(a, b, out=out)
-        return out.copy_(
-            torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else a.to(out.dtype) @ b.to(out.dtype)
-        )
+    """out = a b, in out's dtype."""
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    return out.copy_(torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else a.to(out.dtype) @ b.to(out.dtype))
 
 
 def _add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
     """out += a b"""
-    with torch.autocast(a.device.type, enabled=False):
-        if a.dtype == out.dtype:
-            out.addmm_(a, b)
-        else:
-            out += torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else a.to(out.dtype) @ b.to(out.dtype)
+    if a.dtype == out.dtype:
+        out.addmm_(a, b)
+    else:
+        out += torch.mm(a, b, out_dtype=out.dtype) if a.is_cuda else a.to(out.dtype) @ b.to(out.dtype)
 
 
 def _finish(

@@ -13,6 +13,8 @@ from elva.kernels.infonce import infonce_columns_kernel, infonce_rows_kernel, in
 
 BLOCK = 1024
 BLOCK_R, BLOCK_C = 32, 64
+WEIGH_WARPS = 8
+"""With 4 a word of registers spills, on sm_80 or sm_90 by the row's alignment (benchmarks/compile_report.py)."""
 
 
 def reduce_(
@@ -79,6 +81,7 @@ def weigh_(
             labels.shape[1],
             HAS_COLUMNS=column_weight is not None,
             BLOCK=BLOCK,
+            num_warps=WEIGH_WARPS,
         )
 
 

@@ -3,19 +3,26 @@
 An operator calls `define` once and `implement` per back-end. The C++ kernels for CPUs register themselves when
 `elva/_C.so` is loaded, which happens when this module is imported; where that file is missing or does not load,
 the operators' PyTorch implementations answer and say so once, at their first use on a CPU.
+
+An operator's precision is that of its inputs: autocast, which would round the products inside of it to half precision,
+is off for every back-end, forward and backward (docs/architecture.md, "Mixed precision").
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 NAMESPACE = "elva"
+AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 NATIVE_LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -25,6 +32,32 @@ _warned = False
 def define(schema: str) -> None:
     """Add an operator, e.g. ``"rank_reward(Tensor query, ...) -> Tensor"``, to the namespace `elva`."""
     _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    name = schema.partition("(")[0]
+    for device, key in AUTOCAST.items():
+        _library.impl(name, _outside_of_autocast(name, device), key)
+
+
+def _outside_of_autocast(name: str, device: str) -> Callable[..., Any]:
+    def call_again(*arguments: Any, **options: Any) -> Any:
+        with torch.autocast(device, enabled=False):
+            return getattr(torch.ops.elva, name).default(*arguments, **options)
+
+    return call_again
+
+
+def without_autocast(function: F) -> F:
+    """`function`, which is no operator itself, with autocast off on the device of its first tensor."""
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        tensors = (value for value in (*arguments, *options.values()) if isinstance(value, torch.Tensor))
+        first = next(tensors, None)
+        if first is None:
+            return function(*arguments, **options)
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*arguments, **options)
+
+    return run  # type: ignore[return-value]
 
 
 def implement(

@@ -77,6 +77,7 @@ def linear_logprob(
     return LinearLogprob(logprob, entropy.detach())
 
 
+@library.without_autocast
 def linear_logprob_reference(
     hidden: Tensor,
     weight: Tensor,
@@ -139,9 +140,7 @@ def _composite(
     for first, head in _tiles(weight, count):
         head = head.to(dtype)
         logits = rows @ head.T / temperature
-        inside = (trainable_rows >= first) & (trainable_rows < first + head.shape[0])
-        columns = trainable_rows[inside] - first
-        logits[:, columns] = row_logits[:, inside]
+        logits = _replace(logits, trainable_rows, row_logits, first)
         own = (targets >= first) & (targets < first + head.shape[0])
         here = (targets - first).clamp(0, head.shape[0] - 1)
         target = torch.where(own, logits.gather(1, here[:, None]).squeeze(1), target)
@@ -149,12 +148,24 @@ def _composite(
         fade, p = (highest - new).exp(), (logits - new[:, None]).exp()
         total, weighted, highest = total * fade + p.sum(1), weighted * fade + (p * logits).sum(1), new
         if with_expected:
-            expected = expected * fade[:, None] + p.index_fill_(1, columns, 0) @ head
+            p = _replace(p, trainable_rows, torch.zeros_like(row_logits), first)
+            expected = expected * fade[:, None] + p @ head
     logsumexp = highest + total.log()
     if with_expected:
         p = (row_logits - logsumexp[:, None]).exp()
         expected = expected / total[:, None] + p @ row_values
     return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
+
+
+def _replace(tile: Tensor, rows: Tensor, values: Tensor, first: int) -> Tensor:
+    """A tile [T, W] that begins at row `first` of the head, with values [T, R] in the columns of these rows.
+
+    A selection for each of the few rows: to look up which of them lie in the tile would make the host wait.
+    """
+    columns = first + torch.arange(tile.shape[1], device=tile.device)
+    for row, value in zip(rows.unbind(), values.unbind(1), strict=True):
+        tile = torch.where(columns == row, value[:, None], tile)
+    return tile
 
 
 def _hidden_gradient(
@@ -170,8 +181,8 @@ def _hidden_gradient(
     scale = (grad_logprob / temperature)[:, None]
     chosen = weight[targets]
     if trainable_rows is not None and row_values is not None:
-        token, place = (targets[:, None] == trainable_rows).nonzero(as_tuple=True)
-        chosen[token] = row_values[place]
+        for row, value in zip(trainable_rows.unbind(), row_values.unbind(), strict=True):
+            chosen = torch.where((targets == row)[:, None], value, chosen)
     chosen = chosen.to(expected.dtype)
     return (scale * (chosen - expected)).to(hidden.dtype)
 
@@ -186,8 +197,9 @@ def _head_gradient(
     grad = torch.empty_like(weight, memory_format=torch.contiguous_format)
     for first, head in _tiles(weight, hidden.shape[0]):
         p = (rows @ head.to(rows.dtype).T / temperature - logsumexp).exp_().mul_(scale)
-        own = ((targets >= first) & (targets < first + head.shape[0])).nonzero()[:, 0]
-        p[own, targets[own] - first] -= scale[own, 0]
+        column = targets[:, None] - first
+        inside = (column >= 0) & (column < head.shape[0])
+        p.scatter_add_(1, column.clamp(0, head.shape[0] - 1), torch.where(inside, -scale, 0))
         grad[first : first + head.shape[0]] = -(p.T @ rows)
     return grad
 

@@ -124,6 +124,7 @@ def rank_reward(
     return result._replace(advantage=None) if scale_rewards is None else result
 
 
+@library.without_autocast
 def rank_reward_reference(
     query: Tensor,
     positive: Tensor,

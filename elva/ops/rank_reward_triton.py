@@ -61,6 +61,7 @@ def forward(
             *_strides(negatives),
             *flag_strides,
             HAS_MASK=mask is not None,
+            ALIGNED=_aligned(query, positive, negatives),
             BLOCK_C=BLOCK_CANDIDATES,
             BLOCK_D=_block_d(dim),
         )
@@ -142,6 +143,7 @@ def backward(
             *_strides(query)[:2],
             *_strides(positive)[:2],
             *_strides(negatives),
+            ALIGNED=_aligned(query, positive, negatives),
             BLOCK_C=BLOCK_CANDIDATES,
             BLOCK_D=block_d,
         )
@@ -167,6 +169,7 @@ def _inverse_norms(vectors: Tensor, mask: Tensor | None) -> Tensor:
             *vectors.stride()[:3],
             *flag_strides,
             HAS_MASK=mask is not None,
+            ALIGNED=_aligned(vectors),
             BLOCK_R=BLOCK_CANDIDATES,
             BLOCK_D=_block_d(dim),
         )
@@ -205,6 +208,7 @@ def _candidate_gradients(
         dim,
         *_strides(query)[:2],
         *candidates.stride()[:3],
+        ALIGNED=_aligned(query, candidates),
         BLOCK_R=BLOCK_GRADIENTS,
         BLOCK_D=block_d,
     )
@@ -219,6 +223,11 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     """Strides of all dimensions but the last, with 0 for a second one that the rollouts share."""
     batch, group, *rest = tensor.stride()
     return batch, 0 if tensor.shape[1] == 1 else group, *rest[:-1]
+
+
+def _aligned(*vectors: Tensor) -> bool:
+    """Rows of all tensors begin at multiples of 16 elements of their memory and hold such a number."""
+    return all(size % 16 == 0 for x in vectors for size in (x.shape[-1], *x.stride()[:-1]))
 
 
 def _flags(like: Tensor, mask: Tensor | None) -> tuple[Tensor, tuple[int, int, int]]:

@@ -69,6 +69,7 @@ def shared_prefix_attention(
 
     Args:
         query: [T, H, D], T = layout.tokens. key, value: [T, Hkv, D], H a multiple of Hkv; dtype and device of query.
+            Under autocast all three are taken in its dtype, as `F.scaled_dot_product_attention` takes them.
         layout: which tokens are whose.
         scale: factor of the products, by default 1/sqrt(D).
         backend: "sdpa" (PyTorch's kernels, CPU and GPU), "flash_attention_2" or "xformers".
@@ -77,14 +78,25 @@ def shared_prefix_attention(
         [T, H, D] in query's dtype.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown backend. ImportError: a backend that is not installed.
+        ValueError: shapes that do not fit, or an unknown backend. TypeError: several dtypes without autocast.
+        ImportError: a backend that is not installed.
     """
+    query, key, value = in_autocast_dtype(query, key, value)
     _check(query, key, value, layout, backend)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     arguments = (list(layout.prompts), list(layout.completions), layout.generations, scale, backend)
     return torch.ops.elva.shared_prefix_attention.default(query, key, value, *arguments)[0]
 
 
+def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one device in the dtype that autocast gives to products there; as they are where it is off."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
+@library.without_autocast
 def shared_prefix_attention_reference(
     query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, *, scale: float | None = None
 ) -> Tensor:
@@ -123,6 +135,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, back
             "key and value must have one shape, and query's heads a multiple of theirs, got "
             f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
         )
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected that of query, {query.dtype}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 

@@ -77,6 +77,7 @@ def similarity_topk(
     return _stream(_update, query, keys, k, similarity, ceiling, exclude, screen)
 
 
+@library.without_autocast
 def similarity_topk_reference(
     query: Tensor,
     keys: Any,

@@ -72,6 +72,7 @@ def tiered_rank(
     return _shaped(torch.ops.elva.tiered_rank.default(*rows), similarity.shape)
 
 
+@library.without_autocast
 def tiered_rank_reference(
     similarity: Tensor,
     between: Tensor,

@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# `count` is specialised: rows of a multiple of 16 are read 16 bytes at a time.
+SIZES = ("rows", "labels", "excluded")
+
 
 @triton.jit
 def _negative(
@@ -27,7 +30,7 @@ def _negative(
     return negative
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def infonce_rows_kernel(
     scores_ptr, query_scales_ptr, key_scales_ptr, labels_ptr, mask_ptr, excluded_ptr, key_codes_ptr,
     logsumexp_ptr, positive_ptr, count, labels, excluded,
@@ -71,7 +74,7 @@ def infonce_rows_kernel(
         tl.store(logsumexp_ptr + row, base + tl.log(added))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def infonce_columns_kernel(
     scores_ptr, highest_ptr, total_ptr, rows, count,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -93,7 +96,7 @@ def infonce_columns_kernel(
     tl.store(total_ptr + column, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def infonce_weigh_kernel(
     scores_ptr, out_ptr, query_scales_ptr, key_scales_ptr, labels_ptr, row_logsumexp_ptr, row_weight_ptr,
     column_logsumexp_ptr, column_weight_ptr, positive_weight_ptr, along_ptr, count, labels,

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+# `width` is specialised: rows of a multiple of 16 are read 16 bytes at a time.
+@triton.jit(do_not_specialize=("first",))
 def advance_kernel(
     logits_ptr, probabilities_ptr, targets_ptr, highest_ptr, total_ptr, weighted_ptr, target_logit_ptr, fade_ptr,
     first, width, scale, BLOCK: tl.constexpr,
@@ -46,7 +47,7 @@ def advance_kernel(
     tl.store(weighted_ptr + row, tl.load(weighted_ptr + row) * fade + tl.sum(weighted, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("first", "width", "given"))
 def replace_kernel(matrix_ptr, rows_ptr, values_ptr, first, width, given):
     """One token and one of the `given` rows of the head: its column of the tile takes a value, where it lies in it."""
     token = tl.program_id(0).to(tl.int64)

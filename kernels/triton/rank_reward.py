@@ -5,12 +5,23 @@ a GPU. What turns similarities into rewards, and their gradients into dL/ds, is 
 
 Every load is widened to float32 at once and masked with 0: masked candidates are never read, so that they may hold NaN.
 Strides are the inputs' own, with 0 where the rollouts share a tensor.
+
+Sizes and strides are not specialised: Triton would compile anew for every combination of those that are 1 or a multiple
+of 16, 170 times in the tests. What pays of it, rows read 16 bytes at a time, is one constant, ALIGNED: `dim` and the
+strides of all vectors are multiples of 16.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+SIZES = (
+    *("rollouts", "columns", "dim", "rows", "groups", "count", "first", "positive_groups", "negative_groups"),
+    *("query_stride_b", "query_stride_g", "positive_stride_b", "positive_stride_g"),
+    *("negatives_stride_b", "negatives_stride_g", "negatives_stride_n"),
+    *("stride_b", "stride_g", "stride_n", "mask_stride_b", "mask_stride_g", "mask_stride_n"),
+)
 
 
 @triton.jit
@@ -19,11 +30,19 @@ def _inverse(squared):
 
 
 @triton.jit
+def _multiple(value, ALIGNED: tl.constexpr):
+    """`value`; where ALIGNED, in a form that the compiler sees to be a multiple of 16."""
+    if ALIGNED:
+        value = value // 16 * 16
+    return value
+
+
+@triton.jit(do_not_specialize=SIZES)
 def similarities_kernel(
     query_ptr, positive_ptr, negatives_ptr, mask_ptr, similarities_ptr, rollouts, columns, dim,
     query_stride_b, query_stride_g, positive_stride_b, positive_stride_g,
     negatives_stride_b, negatives_stride_g, negatives_stride_n, mask_stride_b, mask_stride_g, mask_stride_n,
-    HAS_MASK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_MASK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """similarities[b, g, c] = cos(query[b, g], candidate c), where candidate 0 is the positive."""
     row = tl.program_id(0).to(tl.int64)
@@ -35,9 +54,11 @@ def similarities_kernel(
         flags = mask_ptr + b * mask_stride_b + g * mask_stride_g + n * mask_stride_n
         is_negative = is_negative & (tl.load(flags, mask=is_negative, other=0) != 0)
     is_positive = columns_here == 0
-    query_ptr += b * query_stride_b + g * query_stride_g
-    positive_ptr += b * positive_stride_b + g * positive_stride_g
-    rows_ptr = negatives_ptr + b * negatives_stride_b + g * negatives_stride_g + n * negatives_stride_n
+    dim = _multiple(dim, ALIGNED)
+    query_ptr += _multiple(b * query_stride_b + g * query_stride_g, ALIGNED)
+    positive_ptr += _multiple(b * positive_stride_b + g * positive_stride_g, ALIGNED)
+    negatives_ptr += _multiple(b * negatives_stride_b + g * negatives_stride_g, ALIGNED)
+    rows_ptr = negatives_ptr + n * _multiple(negatives_stride_n, ALIGNED)
 
     product = tl.zeros([BLOCK_C], tl.float32)
     candidate_squared = tl.zeros([BLOCK_C], tl.float32)
@@ -59,11 +80,11 @@ def similarities_kernel(
     tl.store(similarities_ptr + row * columns + columns_here, similarity, mask=columns_here < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def inverse_norms_kernel(
     vectors_ptr, mask_ptr, inverse_ptr, rows, groups, count, dim,
     stride_b, stride_g, stride_n, mask_stride_b, mask_stride_g, mask_stride_n,
-    HAS_MASK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    HAS_MASK: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """inverse[b, g, n] = 1 / |vectors[b, g, n]|, 0 for zero vectors and for masked ones."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -72,7 +93,8 @@ def inverse_norms_kernel(
     if HAS_MASK:
         flags = mask_ptr + b * mask_stride_b + g * mask_stride_g + n * mask_stride_n
         used = used & (tl.load(flags, mask=used, other=0) != 0)
-    rows_ptr = vectors_ptr + b * stride_b + g * stride_g + n * stride_n
+    dim = _multiple(dim, ALIGNED)
+    rows_ptr = vectors_ptr + _multiple(b * stride_b + g * stride_g + n * stride_n, ALIGNED)
     squared = tl.zeros([BLOCK_R], tl.float32)
     for start in range(0, dim, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
@@ -83,15 +105,17 @@ def inverse_norms_kernel(
     tl.store(inverse_ptr + row, _inverse(squared), mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def candidate_gradients_kernel(
     query_ptr, candidates_ptr, query_inverse_ptr, candidate_inverse_ptr, similarities_ptr, weights_ptr, grad_ptr,
     rows, rollouts, groups, count, first, columns, dim,
-    query_stride_b, query_stride_g, stride_b, stride_g, stride_n, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
+    query_stride_b, query_stride_g, stride_b, stride_g, stride_n,
+    ALIGNED: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """grad[b, g, n] = Σ over the rollouts that share it of w (q/|q| − s c/|c|) / |c|, with w = dL/ds."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    dim = _multiple(dim, ALIGNED)
     inside, here = d < dim, row < rows
     n, g, b = row % count, row // count % groups, row // count // groups
     sharers = rollouts // groups
@@ -105,12 +129,12 @@ def candidate_gradients_kernel(
         weight = tl.load(weights_ptr + cell, mask=here, other=0.0)
         pull += weight * tl.load(similarities_ptr + cell, mask=here, other=0.0)
         weight *= tl.load(query_inverse_ptr + query_row, mask=here, other=0.0)
-        queries = query_ptr + b * query_stride_b + rollout * query_stride_g
+        queries = query_ptr + _multiple(b * query_stride_b + rollout * query_stride_g, ALIGNED)
         q = tl.load(queries[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(
             tl.float32
         )
         toward_queries += weight[:, None] * q
-    candidates = candidates_ptr + b * stride_b + g * stride_g + n * stride_n
+    candidates = candidates_ptr + _multiple(b * stride_b + g * stride_g + n * stride_n, ALIGNED)
     used = here & (inverse != 0)
     c = tl.load(candidates[:, None] + d[None, :], mask=used[:, None] & inside[None, :], other=0.0).to(
         tl.float32
@@ -123,29 +147,31 @@ def candidate_gradients_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def query_gradients_kernel(
     query_ptr, positive_ptr, negatives_ptr, query_inverse_ptr, positive_inverse_ptr, negative_inverse_ptr,
     similarities_ptr, weights_ptr, grad_ptr, rollouts, positive_groups, negative_groups, columns, dim,
     query_stride_b, query_stride_g, positive_stride_b, positive_stride_g,
-    negatives_stride_b, negatives_stride_g, negatives_stride_n, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    negatives_stride_b, negatives_stride_g, negatives_stride_n,
+    ALIGNED: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """grad[b, g] = Σ over the candidates of w (c/|c| − s q/|q|) / |q|, with w = dL/ds."""
     row = tl.program_id(0).to(tl.int64)
     b, g = row // rollouts, row % rollouts
     d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    dim = _multiple(dim, ALIGNED)
     inside = d < dim
     positive_row = b * positive_groups + g % positive_groups
     negative_row = (b * negative_groups + g % negative_groups) * (columns - 1)
-    negatives_ptr += b * negatives_stride_b + g * negatives_stride_g
+    query_ptr += _multiple(b * query_stride_b + g * query_stride_g, ALIGNED)
+    positive_ptr += _multiple(b * positive_stride_b + g * positive_stride_g, ALIGNED)
+    negatives_ptr += _multiple(b * negatives_stride_b + g * negatives_stride_g, ALIGNED)
     weights_ptr += row * columns
     similarities_ptr += row * columns
 
     weight = tl.load(weights_ptr)
     pull = weight * tl.load(similarities_ptr)
-    p = tl.load(positive_ptr + b * positive_stride_b + g * positive_stride_g + d, mask=inside, other=0.0).to(
-        tl.float32
-    )
+    p = tl.load(positive_ptr + d, mask=inside, other=0.0).to(tl.float32)
     toward_candidates = weight * tl.load(positive_inverse_ptr + positive_row) * p
     for start in range(0, columns - 1, BLOCK_C):
         n = start + tl.arange(0, BLOCK_C)
@@ -155,14 +181,12 @@ def query_gradients_kernel(
         # A shared candidate may be masked in this rollout alone: its weight is 0 then, and it must not be read.
         here = here & (weights != 0)
         weights *= tl.load(negative_inverse_ptr + negative_row + n, mask=here, other=0.0)
-        rows_ptr = negatives_ptr + n.to(tl.int64) * negatives_stride_n
+        rows_ptr = negatives_ptr + n.to(tl.int64) * _multiple(negatives_stride_n, ALIGNED)
         c = tl.load(rows_ptr[:, None] + d[None, :], mask=here[:, None] & inside[None, :], other=0.0).to(
             tl.float32
         )
         toward_candidates += tl.sum(weights[:, None] * c, axis=0)
     inverse = tl.load(query_inverse_ptr + row)
-    q = tl.load(query_ptr + b * query_stride_b + g * query_stride_g + d, mask=inside, other=0.0).to(
-        tl.float32
-    )
+    q = tl.load(query_ptr + d, mask=inside, other=0.0).to(tl.float32)
     gradient = inverse * (toward_candidates - pull * inverse * q)
     tl.store(grad_ptr + row * dim + d, gradient.to(grad_ptr.dtype.element_ty), mask=inside)

@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Not specialised: nothing here is read so that an alignment would pay.
+SIZES = ("rollouts", "count", "mask_stride_b", "mask_stride_g", "mask_stride_n")
+
 
 @triton.jit
 def _load(similarities_ptr, mask_ptr, n, count, mask_stride_n, HAS_MASK: tl.constexpr):
@@ -148,7 +151,7 @@ def _advantage(totals, g, rollouts, SCALE: tl.constexpr):
     return tl.where(different > 0, advantage, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rewards_kernel(
     similarities_ptr, mask_ptr, rank_ptr, margin_ptr, ranking_ptr, total_ptr, weights_ptr, advantage_ptr,
     rollouts, count, mask_stride_b, mask_stride_g, mask_stride_n, delta, gamma, alpha, epsilon, inverse_log_base,
@@ -177,7 +180,7 @@ def rewards_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weights_kernel(
     grad_similarities_ptr, grad_margin_ptr, grad_ranking_ptr, grad_total_ptr, similarities_ptr, mask_ptr, weights_ptr,
     rollouts, count, mask_stride_b, mask_stride_g, mask_stride_n, delta, gamma, alpha, epsilon, inverse_log_base,

@@ -30,7 +30,8 @@ def _unpack(packed):
     )
 
 
-@triton.jit
+# `scores_stride` alone is specialised: rows that begin at multiples of 16 are read 16 bytes at a time.
+@triton.jit(do_not_specialize=("width", "k", "excluded", "offset"))
 def merge_kernel(
     scores_ptr, query_scale_ptr, key_scale_ptr, ceiling_ptr, exclude_ptr, values_ptr, indices_ptr,
     width, k, excluded, offset, scores_stride,

@@ -9,6 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Not specialised: rows are short, and Triton would compile anew for sizes of 1 and for multiples of 16.
+SIZES = ("count", "num_tiers", "size")
+
 
 @triton.jit
 def _load_used(between_ptr, mask_ptr, n, count, ceiling, HAS_MASK: tl.constexpr):
@@ -22,7 +25,7 @@ def _load_used(between_ptr, mask_ptr, n, count, ceiling, HAS_MASK: tl.constexpr)
     return tl.where(value == value, value, float("inf")), value != value, used
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def ranks_kernel(
     between_ptr, mask_ptr, edges_ptr, rank_ptr, tier_ptr, count, num_tiers, ceiling,
     HAS_MASK: tl.constexpr, HAS_EDGES: tl.constexpr, BLOCK: tl.constexpr,
@@ -52,7 +55,7 @@ def ranks_kernel(
     tl.store(tier_ptr + row * count + n, tl.where(used, tier, 0).to(tl.int64), mask=n < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def logsumexp_kernel(
     similarity_ptr, tier_ptr, logsumexp_ptr, count, num_tiers, scale, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -76,7 +79,7 @@ def logsumexp_kernel(
     tl.store(logsumexp_ptr + row * num_tiers + tier, result)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def similarity_gradients_kernel(
     grad_logsumexp_ptr, similarity_ptr, tier_ptr, logsumexp_ptr, grad_ptr, size, count, num_tiers, scale,
     BLOCK: tl.constexpr,

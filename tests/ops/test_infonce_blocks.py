@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elva.ops import library
-from elva.ops.infonce_blocks import _reduce, _weigh
+from elva.ops.infonce_blocks import Scoring, Weights, _reduce, _weigh, score_gradients
 from tests.ops.infonce_passes import block, compare_passes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,3 +91,38 @@ def test_rows_without_negatives_have_weight_zero() -> None:
         )  # fmt: skip
         assert out.tolist() == [[0, -0.5, 0]]
         assert along.tolist() == [0]
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-9, 1.0, 1e9])
+def test_small_and_large_gradients_survive_half_precision(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, columns: bool, size: float
+) -> None:
+    """What a GPU does with vectors in half precision: products in float32 of a rounded G (here by the PyTorch pass)."""
+    monkeypatch.setattr(torch.ops.elva, "infonce_weigh_", _weigh)
+    generator = torch.Generator().manual_seed(0)
+    query, keys = (torch.randn(n, 16, generator=generator).to(dtype) for n in (6, 40))
+    labels = torch.arange(6)[:, None]
+
+    def gradients(kind: torch.dtype, scales: torch.dtype) -> list[torch.Tensor]:
+        scoring = Scoring(
+            query.to(kind), keys.to(kind), torch.ones(6, dtype=scales), torch.full((40,), 0.3, dtype=scales),
+            labels, None, None, None,
+        )  # fmt: skip
+        row, column = (torch.rand(n, generator=torch.Generator().manual_seed(1)) for n in (6, 40))
+        weights = Weights(
+            (size * row).to(scales),
+            torch.full((6,), 3.0, dtype=scales),
+            (size * column).to(scales) if columns else None,
+            torch.full((40,), 3.0, dtype=scales) if columns else None,
+            (-size * row[:, None]).to(scales),
+        )
+        kept = torch.empty(0, 40, dtype=scales)
+        return list(score_gradients(scoring, kept, weights, need_query=True, need_keys=True))
+
+    for found, exact in zip(
+        gradients(dtype, torch.float32), gradients(torch.float64, torch.float64), strict=True
+    ):
+        assert exact.norm() > 0
+        assert float((found - exact).norm() / exact.norm()) < torch.finfo(dtype).eps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ class CachedInfoNCELoss(nn.Module):
     """:class:`InfoNCELoss` of a batch that is encoded in pieces; memory is that of one piece plus the embeddings.
 
     Forward encodes every piece without a graph and takes the loss's gradient in the embeddings. Backward encodes every
-    piece again, with the same random numbers (dropout), and sends its embeddings' gradient through it. The result is
-    the uncached gradient, for one more forward pass.
+    piece again, with the same random numbers (dropout) and under the same autocast, and sends its embeddings' gradient
+    through it. The result is the uncached gradient, for one more forward pass. float16 embeddings are taken to float32
+    before the loss, so that their gradient, which a gradient scaler has not scaled yet, is not lost to underflow.
 
     Args:
         mini_batch_size: items encoded at once, >= 1.
@@ -70,8 +71,9 @@ class CachedInfoNCELoss(nn.Module):
         states, parts = [], []
         with torch.no_grad():
             for piece in pieces:
-                states.append(_RandomState())
+                states.append(_Conditions())
                 parts.append(encoder(piece))
+        parts = [part.float() if part.dtype == torch.float16 else part for part in parts]
         if not torch.is_grad_enabled():
             return self._loss(parts, sizes, labels, options)
         parts = [part.detach().requires_grad_() for part in parts]
@@ -94,17 +96,24 @@ class CachedInfoNCELoss(nn.Module):
         return self.loss(query, keys, labels, negatives=negatives, **options)
 
 
-class _RandomState:
-    """The generators' states when a piece is encoded, to be there again when it is encoded a second time."""
+class _Conditions:
+    """Random numbers and autocast when a piece is encoded, to be there again when it is encoded a second time."""
 
     def __init__(self) -> None:
         self._cpu = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self._autocast = [
+            (device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+            for device in ("cpu", "cuda")
+        ]
 
     @contextmanager
     def restored(self) -> Iterator[None]:
         devices = [] if self._cuda is None else [torch.cuda.current_device()]
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), ExitStack() as autocast:
+            for device, dtype, enabled in self._autocast:
+                if enabled != torch.is_autocast_enabled(device) or enabled:
+                    autocast.enter_context(torch.autocast(device, dtype, enabled))
             torch.set_rng_state(self._cpu)
             if self._cuda is not None:
                 torch.cuda.set_rng_state(self._cuda)
@@ -115,7 +124,7 @@ class _Again:
     """Encodes every piece with a graph and sends its embeddings' gradient through it."""
 
     def __init__(
-        self, encoder: Encode, pieces: list[Any], states: list[_RandomState], grads: Sequence[Tensor]
+        self, encoder: Encode, pieces: list[Any], states: list[_Conditions], grads: Sequence[Tensor]
     ) -> None:
         self._encoder = encoder
         self._work = list(zip(pieces, states, grads, strict=True))
@@ -129,7 +138,7 @@ class _Again:
             ):
                 embeddings = self._encoder(piece)
                 if embeddings.requires_grad:
-                    torch.autograd.backward(embeddings, grad * scale)
+                    torch.autograd.backward(embeddings, (grad * scale).to(embeddings.dtype))
 
 
 class _Replay(torch.autograd.Function):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from elva.ops.library import in_autocast_dtype
+
 CHOICES = ("auto", "flash_attention_2", "xformers", "sdpa", "eager")
 
 
@@ -85,10 +87,12 @@ def xformers_attention(
     """xformers' memory-efficient attention in transformers' convention.
 
     ``query`` [B, H, Lq, D], ``key`` and ``value`` [B, Hkv, Lk, D]; ``attention_mask`` bool [B, 1, Lq, Lk]
-    (True = attend) or None (causal where the module is). Returns [B, Lq, H, D].
+    (True = attend) or None (causal where the module is). Returns [B, Lq, H, D]. All three are taken in
+    autocast's dtype, or without autocast in ``value``'s: xformers knows of no autocast, and wants one dtype.
     """
     from xformers.ops import LowerTriangularMask, memory_efficient_attention
 
+    query, key, value = in_autocast_dtype(query.to(value.dtype), key.to(value.dtype), value)
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key, value))
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

@@ -8,7 +8,6 @@ float32 or ``image_features`` [total image tokens, H · levels] of a frozen towe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,21 +16,6 @@ Batch = dict[str, Tensor]
 
 ROW_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 PICTURE_KEYS = ("pixel_values", "image_features")
-
-
-def model_inputs(batch: Batch, hidden_size: int) -> dict[str, Any]:
-    """The batch as keyword arguments of a Qwen-VL forward: ``image_features`` stand where the tower's output would."""
-    if "image_features" not in batch:
-        return dict(batch)
-    from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-    last, *levels = batch["image_features"].split(hidden_size, dim=-1)
-    out: Any = BaseModelOutputWithPooling()
-    out["pooler_output"] = (last,)
-    # read by Qwen3-VL alone: one entry a level, each split by picture
-    out["deepstack_features"] = [(level,) for level in levels]
-    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "image_features"}
-    return {**inputs, "mm_encoder_outputs": {"image": out}}
 
 
 def rope_positions(batch: Batch, merge_size: int) -> Tensor:

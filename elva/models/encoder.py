@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from elva.files import atomic_directory
-from elva.models import adapters, batches, shared_prefix
-from elva.models.attention import resolve_attention
+from elva.models import batches, shared_prefix
 from elva.models.batches import Batch
-from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice, read_config
+from elva.models.checkpoint import load, register_ret
+from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice
+from elva.models.features import forward_inputs
 from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate
 from elva.models.head import Head, head_of
 from elva.models.packing import PackedBatch, pack
-from elva.models.processing import InputProcessor, join_instructions, parse_inputs
-from elva.models.prompts import RET_TOKEN, get_prompt
+from elva.models.processing import InputProcessor, image_backend, join_instructions, parse_inputs
+from elva.models.prompts import get_prompt
+from elva.models.states import final_states
 from elva.models.vision import FrozenVision
 from elva.models.vision_store import VisionStore
 from elva.progress import track
+from elva.stopwatch import Stopwatch
 
-ARCHITECTURES = {
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-    "qwen3_vl": "Qwen3VLForConditionalGeneration",
-}
 BANNED_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -46,6 +45,10 @@ class MultimodalEncoder:
     """A Qwen2-VL, Qwen2.5-VL or Qwen3-VL model as an embedder.
 
     ``model`` may be wrapped by PEFT after construction; ``base_model`` is what it wraps.
+
+    ``autocast_dtype``: the dtype of products in the forwards that the encoder runs itself; None (so it begins): that of
+    the weights. A forward of a wrapper has the wrapper's precision. ``stopwatch`` measures the frozen tower
+    ("vision") while it runs.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class MultimodalEncoder:
         self.model = model
         self.tokenizer = tokenizer
         self.image_processor = image_processor
-        self.config = config or EncoderConfig()
+        self.config = replace(config or EncoderConfig(), image_backend=image_backend(image_processor))
+        self.autocast_dtype: torch.dtype | None = None
+        self.stopwatch = Stopwatch()
         self._limit_pixels()
-        self.ret_id = _register_ret(model, tokenizer)
+        self.ret_id = register_ret(model, tokenizer)
         self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt))
-        self._vision = FrozenVision(self.base_model.model)
+        self._vision = FrozenVision(self.base_model.model, self.stopwatch)
 
     def _limit_pixels(self) -> None:
         limit = self.config.max_pixels
@@ -83,39 +88,8 @@ class MultimodalEncoder:
         FileNotFoundError for a path without a directory; ValueError for another architecture or pooling, or an adapter
         that does not fit.
         """
-        import transformers
-        from transformers.utils import has_file
-
-        name = str(path_or_name)
-        _require_directory(name)
-        base = adapters.base_of(name)
-        weights = base or name
-        _require_directory(weights)
-        model_config = transformers.AutoConfig.from_pretrained(weights)
-        if model_config.model_type not in ARCHITECTURES:
-            raise ValueError(
-                f"path_or_name: {weights} is a {model_config.model_type!r} model, "
-                f"expected one of {', '.join(ARCHITECTURES)}"
-            )
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        attention = resolve_attention(attn_implementation, device, dtype or model_config.dtype)
-        model = adapters.load_weights(
-            getattr(transformers, ARCHITECTURES[model_config.model_type]),
-            weights,
-            attn_implementation=attention,
-            dtype=dtype or "auto",
-        )
-        # An adapter's own tokenizer may know tokens that its base does not.
-        own = next((place for place in (name, weights) if has_file(place, "tokenizer_config.json")), weights)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(own)
-        if base is not None:
-            if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-                model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            model = adapters.merge(model, name)
-        image_processor = transformers.AutoImageProcessor.from_pretrained(weights)
-        settings = read_config(Path(name), *([Path(base)] if base else []))
-        return cls(model.to(device).eval(), tokenizer, image_processor, settings)
+        loaded = load(str(path_or_name), attn_implementation, dtype, device)
+        return cls(loaded.model, loaded.tokenizer, loaded.image_processor, loaded.config)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write model, tokenizer, image processor and ``elva.json``; whole or not at all.
@@ -159,11 +133,6 @@ class MultimodalEncoder:
         may share a directory. ValueError where it is a file.
         """
         self._vision.store = VisionStore(directory)
-
-    @property
-    def vision_seconds(self) -> float:
-        """Seconds that the frozen vision tower has run so far."""
-        return self._vision.seconds
 
     @property
     def _merge_size(self) -> int:
@@ -257,14 +226,8 @@ class MultimodalEncoder:
         run. Positions are always given explicitly: the model would otherwise keep them as state between
         batches.
         """
-        inputs = {
-            **batches.model_inputs(batch, self.hidden_size),
-            "position_ids": batches.rope_positions(batch, self._merge_size),
-            "use_cache": False,
-        }
-        if model is None:
-            return self.base_model.model(**inputs).last_hidden_state
-        return model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1]
+        positions = batches.rope_positions(batch, self._merge_size)
+        return self._forward(batch, model, position_ids=positions)
 
     def pack(self, prompts: Batch, completions: Sequence[Sequence[int]], num_generations: int) -> PackedBatch:
         """Prompts of n items, ``num_generations`` completions of each (item-major, none empty), without padding."""
@@ -273,16 +236,22 @@ class MultimodalEncoder:
     def packed_states(self, packed: PackedBatch, model: nn.Module | None = None) -> Tensor:
         """Last hidden state [T, H] of every token, with gradient: ``hidden_states`` for packed batches."""
         shared_prefix.enable(self.base_model)
-        inputs = {
-            **batches.model_inputs(packed.batch, self.hidden_size),
-            "position_ids": packed.positions,
-            "use_cache": False,
-            shared_prefix.KEYWORD: packed.layout,
-        }
+        layout = {shared_prefix.KEYWORD: packed.layout}
         with shared_prefix.packed_forward():
-            if model is None:
-                return self.base_model.model(**inputs).last_hidden_state[0]
-            return model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states[-1][0]
+            return self._forward(packed.batch, model, position_ids=packed.positions, **layout)[0]
+
+    def _forward(self, batch: Batch, model: nn.Module | None, **options: Any) -> Tensor:
+        with forward_inputs(self.base_model.model, batch) as inputs:
+            options = {**inputs, **options, "use_cache": False}
+            if model is not None:
+                return final_states(self.base_model, model, **options)
+            with self._autocast():
+                return self.base_model.model(**options).last_hidden_state
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast_dtype)
 
     def read_packed(self, states: Tensor, packed: PackedBatch) -> Tensor:
         """L2-normalised fp32 state [n·G, H] at (or just before) the token that ends each completion."""
@@ -291,21 +260,30 @@ class MultimodalEncoder:
             place = packed.before[packed.ends - packed.layout.prompt_tokens]
         return F.normalize(states[place].float(), dim=-1)
 
-    def read_embedding(self, hidden: Tensor, batch: Batch, read: str | None = None) -> Tensor:
-        """L2-normalised fp32 state [n, H] at (or just before) the ``[RET]`` that ends every row."""
+    def read_state(self, hidden: Tensor, batch: Batch, read: str | None = None) -> Tensor:
+        """State [n, H] at (or just before) the ``[RET]`` that ends every row, as it is."""
         read = read or self.config.read
         check_choice("read", read, READS)
         if not bool((batch["input_ids"][:, -1] == self.ret_id).all()):
             raise ValueError("batch: a row does not end in [RET]; build it with append(…, ret=True)")
-        return F.normalize(hidden[:, -1 if read == "at" else -2].float(), dim=-1)
+        return hidden[:, -1 if read == "at" else -2]
+
+    def read_embedding(self, hidden: Tensor, batch: Batch, read: str | None = None) -> Tensor:
+        """L2-normalised fp32 state [n, H] at (or just before) the ``[RET]`` that ends every row."""
+        return F.normalize(self.read_state(hidden, batch, read).float(), dim=-1)
 
     def head(self) -> Head:
-        """The language model's head, with the rows that an adapter trains: what `linear_logprob` takes."""
-        return head_of(self.base_model)
+        """The language model's head, with the rows that an adapter trains: what `linear_logprob` takes.
+
+        In the weights' dtype, or in ``autocast_dtype``, as the products of a forward are.
+        """
+        head = head_of(self.base_model)
+        return head if self.autocast_dtype is None else head.to(self.autocast_dtype)
 
     def token_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., H]: the language model's head."""
-        return self.base_model.get_output_embeddings()(hidden)
+        """Logits [..., V] of hidden states [..., H]: the language model's head, in its dtype or autocast's."""
+        with self._autocast():
+            return self.base_model.get_output_embeddings()(hidden.to(self.head().weight.dtype))
 
     def generate_summaries(
         self,
@@ -324,7 +302,7 @@ class MultimodalEncoder:
         ``max_new_tokens`` tokens (default: ``config.max_summary_tokens``). Picture, padding and turn tokens
         are never produced.
         """
-        with evaluation_mode(self.base_model):
+        with evaluation_mode(self.base_model), self._autocast():
             return generate(
                 self.base_model.model,
                 self.base_model.get_output_embeddings(),
@@ -340,38 +318,10 @@ class MultimodalEncoder:
     def _special_ids(self) -> SpecialIds:
         known = self.tokenizer.get_vocab()
         stop = known["<|im_end|>"]
-        beyond = range(len(self.tokenizer), self.base_model.get_output_embeddings().weight.shape[0])
+        beyond = range(len(self.tokenizer), self.head().weight.shape[0])
         banned = [known[token] for token in BANNED_TOKENS if token in known]
         return SpecialIds(self.ret_id, (stop,), (*banned, *beyond))
 
     def decode_summary(self, ids: Sequence[int]) -> str:
         """The summary's text, without ``[RET]`` or other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
-
-
-def _require_directory(name: str) -> None:
-    """A hub name is `name` or `owner/name`; for anything else the hub would answer with advice that misleads."""
-    looks_like_path = name.count("/") > 1 or name.startswith((".", "/", "~"))
-    if looks_like_path and not Path(name).is_dir():
-        raise FileNotFoundError(
-            f"path_or_name: no model directory at {name}, expected one that save_pretrained or an earlier stage wrote, "
-            "or a name on the Hugging Face Hub"
-        )
-
-
-def _register_ret(model: Any, tokenizer: Any) -> int:
-    """The id of ``[RET]``; a new one's rows start as the mean of the known tokens' rows."""
-    known = len(tokenizer)
-    found = tokenizer.get_vocab().get(RET_TOKEN)
-    if found is not None:
-        return found
-    from tokenizers import AddedToken
-
-    tokenizer.add_tokens([AddedToken(RET_TOKEN, special=True, normalized=False)], special_tokens=True)
-    ret_id = tokenizer.convert_tokens_to_ids(RET_TOKEN)
-    if ret_id >= model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(ret_id + 1, mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            layer.weight[ret_id] = layer.weight[:known].float().mean(0).to(layer.weight.dtype)
-    return ret_id

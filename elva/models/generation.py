@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from elva.models.batches import Batch, model_inputs, rope_positions
+from elva.models.batches import Batch, rope_positions
+from elva.models.features import forward_inputs
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def generate(
     if max_new_tokens < 1 or num_generations < 1:
         raise ValueError(f"{max_new_tokens=} and {num_generations=} given, expected at least 1")
     positions = rope_positions(batch, merge_size)
-    inputs = model_inputs(batch, backbone.config.text_config.hidden_size)
-    out = backbone(**inputs, position_ids=positions, use_cache=True)
+    with forward_inputs(backbone, batch) as inputs:
+        out = backbone(**inputs, position_ids=positions, use_cache=True)
     cache = out.past_key_values
     hidden = out.last_hidden_state[:, -1].repeat_interleave(num_generations, 0)
     mask = batch["attention_mask"].repeat_interleave(num_generations, 0)

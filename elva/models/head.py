@@ -17,6 +17,11 @@ class Head(NamedTuple):
     trainable_rows: Tensor | None = None
     row_values: Tensor | None = None
 
+    def to(self, dtype: torch.dtype) -> Head:
+        """The same in another dtype, differentiable in row_values."""
+        values = None if self.row_values is None else self.row_values.to(dtype)
+        return Head(self.weight.to(dtype), self.trainable_rows, values)
+
 
 def head_of(model: Any) -> Head:
     """The head that ``model`` (a transformers model, with adapter layers in place if PEFT wraps it) has at present.

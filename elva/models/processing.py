@@ -115,6 +115,18 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
     return [Item(text, item.image) for text, item in zip(texts, items, strict=True)]
 
 
+def load_image_processor(name: str, backend: str | None = None) -> Any:
+    """transformers' image processor of a directory or hub name; ``backend`` as in `EncoderConfig.image_backend`."""
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(name, **({} if backend is None else {"backend": backend}))
+
+
+def image_backend(image_processor: Any) -> str:
+    """ "pil" or "torchvision". What transformers saves of an image processor does not tell."""
+    return "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB; transparency becomes white (drawings with black outlines would vanish on black)."""
     image = ImageOps.exif_transpose(image)

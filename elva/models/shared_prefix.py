@@ -59,7 +59,8 @@ def _register(inner: str) -> None:
             raise ValueError(
                 "attention_dropout: shared-prefix attention has none; set it to 0 or use rl.step=plain"
             )
-        queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+        # Rotation leaves queries and keys of fp32 weights in float32, where autocast made the values half precision.
+        queries, keys, values = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
         backend = "sdpa" if inner == "eager" else inner
         out = shared_prefix_attention(
             queries, keys, values, layout, scale=options["scaling"], backend=backend

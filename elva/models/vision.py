@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from elva.models.cache import TensorCache
 from elva.models.processing import Picture
 from elva.models.vision_store import VisionStore, digest, tower_digest
+from elva.stopwatch import Stopwatch
 
 CACHE_BYTES = 1024 * 2**20
 PATCHES = 8192
@@ -24,23 +23,23 @@ class FrozenVision:
 
     Pictures are known by their content. Features are kept on the tower's device (``CACHE_BYTES``, least recently used
     dropped first) for as long as the tower's weights are the same tensors in the same state; with ``store`` they are
-    also looked up and kept on disk. Qwen3-VL's deepstack features stand beside the last layer's.
+    also looked up and kept on disk. Qwen3-VL's deepstack features stand beside the last layer's. They are computed in
+    the precision of the tower's weights, whatever autocast says: other steps and runs read them again.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, stopwatch: Stopwatch) -> None:
         self.backbone = backbone
+        self.stopwatch = stopwatch
         self.cache = TensorCache(CACHE_BYTES)
         self.store: VisionStore | None = None
-        self.seconds = 0.0
         self._names: dict[tuple[Any, ...], str] = {}
         self._state: tuple[Any, ...] = ()
         self._digest: str | None = None
 
     @property
     def usable(self) -> bool:
-        """No weight of the tower takes a gradient here, and this transformers takes features in place of pixels."""
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self._tower.parameters())
-        return not trained and "mm_encoder_outputs" in inspect.signature(self.backbone.forward).parameters
+        """No weight of the tower takes a gradient here."""
+        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self._tower.parameters()))
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
@@ -90,16 +89,17 @@ class FrozenVision:
         return self._digest
 
     def _encode(self, pictures: Sequence[Picture]) -> Sequence[Tensor]:
-        start = time.perf_counter()
         weight = next(self._tower.parameters())
-        pixels = torch.cat([picture.pixels for picture in pictures]).to(weight.device, weight.dtype)
-        grid = torch.stack([picture.grid for picture in pictures]).to(weight.device)
-        out = self._tower(pixels, grid_thw=grid, return_dict=True)
-        levels = getattr(out, "deepstack_features", None) or []
+        grid = torch.stack([picture.grid for picture in pictures])
         sizes = (grid.prod(-1) // self._tower.spatial_merge_size**2).tolist()
-        features = torch.cat([out.pooler_output, *levels], dim=-1).split(sizes)
-        self.seconds += time.perf_counter() - start
-        return features
+        with (
+            self.stopwatch.measure("vision", weight.device),
+            torch.autocast(weight.device.type, enabled=False),
+        ):
+            pixels = torch.cat([picture.pixels for picture in pictures]).to(weight.device, weight.dtype)
+            out = self._tower(pixels, grid_thw=grid.to(weight.device), return_dict=True)
+            levels = getattr(out, "deepstack_features", None) or []
+            return torch.cat([out.pooler_output, *levels], dim=-1).split(sizes)
 
     def _forget_if_trained(self) -> None:
         # in-place updates (an optimiser's step, a loaded checkpoint) raise a tensor's version

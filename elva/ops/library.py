@@ -60,6 +60,14 @@ def without_autocast(function: F) -> F:
     return run  # type: ignore[return-value]
 
 
+def in_autocast_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """torch.Tensors of one device in the dtype that autocast gives to products there; as they are where it is off."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
+
+
 def implement(
     name: str, function: Callable[..., Any], dispatch_key: str = "CompositeExplicitAutograd"
 ) -> None:

@@ -81,19 +81,11 @@ def shared_prefix_attention(
         ValueError: shapes that do not fit, or an unknown backend. TypeError: several dtypes without autocast.
         ImportError: a backend that is not installed.
     """
-    query, key, value = in_autocast_dtype(query, key, value)
+    query, key, value = library.in_autocast_dtype(query, key, value)
     _check(query, key, value, layout, backend)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     arguments = (list(layout.prompts), list(layout.completions), layout.generations, scale, backend)
     return torch.ops.elva.shared_prefix_attention.default(query, key, value, *arguments)[0]
-
-
-def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of one device in the dtype that autocast gives to products there; as they are where it is off."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    return tuple(tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors)
 
 
 @library.without_autocast

@@ -59,7 +59,7 @@ class BaseTrainer(StageTrainer):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         if "image_grid_thw" in batch:
             words = self._word_loss([e for e in examples if e.item["image"]], batch["image_grid_thw"])
-            self.record(word_loss=float(words.detach()))
+            self.record(word_loss=words)
             loss = loss + words
         return loss
 
@@ -72,14 +72,15 @@ class BaseTrainer(StageTrainer):
         assert self._picture_tokens is not None
         embedding = self.encoder.base_model.get_input_embeddings().weight
         sizes = (grid.prod(-1) // self.encoder.base_model.config.vision_config.spatial_merge_size**2).tolist()
-        scores = F.layer_norm(self._picture_tokens, embedding.shape[-1:]) @ embedding.T
+        # float32: behind autocast the tower's tokens are half precision, and the embedding is not
+        scores = F.layer_norm(self._picture_tokens.float(), embedding.shape[-1:]) @ embedding.float().T
         pooled = torch.stack([part.logsumexp(0) for part in scores.split(sizes)])
         weights = torch.zeros_like(pooled)
         for row, example in enumerate(examples):
             ids = sorted({token for caption in example.captions for token in self._ids(caption)})
             weights[row, ids] = self._rarity[ids].to(weights)
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
-        return -(weights * pooled.float().log_softmax(-1)).sum(-1).mean()
+        return -(weights * pooled.log_softmax(-1)).sum(-1).mean()
 
     def _word_rarity(self, examples: Sequence[CaptionExample]) -> torch.Tensor:
         """log(captions / captions with the token) for every token of the vocabulary."""

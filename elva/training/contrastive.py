@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from elva.losses import InfoNCELoss
+from elva.models.batches import Batch
 from elva.training.config import InstructConfig, TextConfig
 from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample, draw_batch
 from elva.training.rollouts import sample, separate
@@ -22,10 +23,22 @@ if TYPE_CHECKING:
 def embed(
     encoder: MultimodalEncoder, items: Sequence[Item], model: torch.nn.Module | None = None
 ) -> torch.Tensor:
-    """[RET] right behind the prompt, with gradient: [n, H], L2-normalised."""
+    """States at [RET] right behind the prompt, with gradient: [n, H], as InfoNCE takes them (`states_for_loss`)."""
     batch = encoder.prepare(list(items))
     batch, _ = encoder.append(batch, [[] for _ in items], ret=True)
-    return encoder.read_embedding(encoder.hidden_states(batch, model), batch)
+    return states_for_loss(encoder, batch, model)
+
+
+def states_for_loss(
+    encoder: MultimodalEncoder, batch: Batch, model: torch.nn.Module | None = None
+) -> torch.Tensor:
+    """The states [n, H] whose directions are the embeddings, in the dtype of the model's products.
+
+    InfoNCE normalises them in float32 itself. In half precision its own products take the GPU's matrix units, and lose
+    nothing to it: the states of half-precision weights are half precision before accelerate widens them.
+    """
+    states = encoder.read_state(encoder.hidden_states(batch, model), batch)
+    return states if encoder.autocast_dtype is None else states.to(encoder.autocast_dtype)
 
 
 class TextTrainer(StageTrainer):
@@ -97,7 +110,7 @@ class InstructTrainer(StageTrainer):
             generator=self.generator("summary"),
         )
         batch = separate(self.encoder, rollouts).batch
-        return self.encoder.read_embedding(self.encoder.hidden_states(batch, model), batch)
+        return states_for_loss(self.encoder, batch, model)
 
 
 def candidate_mask(positives: Sequence[Sequence[str]], dids: Sequence[str]) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from peft import LoraConfig, get_peft_model
 
+from elva.models.token_rows import keep_rows_apart
 from elva.training.config import LoraSettings
 
 if TYPE_CHECKING:
@@ -24,3 +25,4 @@ def attach_adapter(encoder: MultimodalEncoder, settings: LoraSettings) -> None:
         trainable_token_indices=[encoder.ret_id],
     )
     encoder.model = get_peft_model(encoder.model, lora)
+    keep_rows_apart(encoder.model)

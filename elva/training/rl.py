@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from elva.models.encoder import MultimodalEncoder
+
+
+STEP = "step"
+"""What the stopwatch calls a whole micro-batch."""
 
 
 class RLTrainer(StageTrainer):
@@ -58,20 +61,37 @@ class RLTrainer(StageTrainer):
         )
         self.assessor = Assessor(config)
         self.step: FastStep | PlainStep = (FastStep if config.rl.step == "fast" else PlainStep)(self)
-        self.seconds: dict[str, float] = defaultdict(float)
+        encoder.stopwatch.running = arguments.logging_strategy != "no"
         self.add_callback(OptimizerClock(self))
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        self.seconds.clear()
-        vision = self.encoder.vision_seconds
-        start = time.perf_counter()
-        loss = super().training_step(*arguments, **options)
-        # What runs outside of the phases is the last backward.
-        self.seconds["policy"] += time.perf_counter() - start - sum(self.seconds.values())
-        self.seconds["vision"] = self.encoder.vision_seconds - vision
-        self.seconds["generate"] -= self.seconds["vision"]
-        self.record(**{f"seconds__{name}": seconds for name, seconds in self.seconds.items()})
-        return loss
+        with self.phase(STEP):
+            return super().training_step(*arguments, **options)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            seconds = self.take_seconds()
+            self.record(**{f"seconds__{name}": value for name, value in seconds.items()})
+        super().log(logs, start_time)
+
+    def take_seconds(self) -> dict[str, float]:
+        """Mean seconds of each phase of a micro-batch since the last call, and of an optimiser's step.
+
+        Waits for the device.
+        """
+        spent = self.encoder.stopwatch.take()
+        if STEP not in spent:
+            return {}
+        optimiser = spent.pop("optimiser", None)
+        seconds = {name: piece.seconds / spent[STEP].pieces for name, piece in spent.items()}
+        seconds["vision"] = seconds.get("vision", 0.0)
+        # The tower runs inside of the rollouts, and what runs outside of all phases is the last backward.
+        seconds["generate"] -= seconds["vision"]
+        whole = seconds.pop(STEP)
+        seconds["policy"] += whole - sum(seconds.values())
+        return (
+            seconds if optimiser is None else {**seconds, "optimiser": optimiser.seconds / optimiser.pieces}
+        )
 
     def loss(self, examples: list[RetrievalExample], model: torch.nn.Module) -> torch.Tensor:
         items, dids, relations = self._gather(examples)
@@ -104,46 +124,42 @@ class RLTrainer(StageTrainer):
             yield
         policy.train(training)
 
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time inside to this micro-batch's ``seconds/name``."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Adds the time inside to ``seconds/name``."""
+        return self.encoder.stopwatch.measure(name, self.encoder.device)
 
     def record_credit(self, credit: Credit, queries: Rollouts, candidates: Rollouts) -> None:
         ranking = credit.ranking
         spread = ranking.reward.std(1) if ranking.reward.shape[1] > 1 else torch.zeros(1)
         self.record(
-            reward=float(ranking.reward.mean()),
-            reward_std=float(spread.mean()),
-            frac_reward_zero_std=float((spread == 0).float().mean()),
-            rank=float(ranking.rank.float().mean()),
-            hit_rate=float((ranking.rank == 1).float().mean()),
-            mean_cosine=float(ranking.similarities.mean()),
+            reward=ranking.reward.mean(),
+            reward_std=spread.mean(),
+            frac_reward_zero_std=(spread == 0).float().mean(),
+            rank=ranking.rank.float().mean(),
+            hit_rate=(ranking.rank == 1).float().mean(),
+            mean_cosine=ranking.similarities.mean(),
             completions__mean_length=queries.mean_length,
             queries=queries.embeddings.shape[0],
             encoded_items=len(queries.completions) + len(candidates.completions),
         )
 
     def record_policy(self, entropy: torch.Tensor) -> None:
-        metrics = {"entropy": entropy, **self.policy_loss.metrics}
-        self.record(**{name: float(value) for name, value in metrics.items()})
+        self.record(entropy=entropy, **self.policy_loss.metrics)
 
     def record_embedding_loss(self, loss: torch.Tensor) -> None:
         if self.config.rl.gradient == "surrogate":
-            self.record(surrogate=float(loss.detach()))
+            self.record(surrogate=loss)
 
 
 class OptimizerClock(TrainerCallback):
-    """Records ``seconds/optimiser``."""
+    """Measures ``seconds/optimiser``."""
 
     def __init__(self, trainer: RLTrainer) -> None:
         self.trainer = trainer
-        self.start = 0.0
+        self.step = ExitStack()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
+        self.step.enter_context(self.trainer.phase("optimiser"))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.record(seconds__optimiser=time.perf_counter() - self.start)
+        self.step.close()

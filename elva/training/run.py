@@ -24,7 +24,7 @@ from elva.training.config import (
 )
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
 from elva.training.sharded import refuse_unless_contrastive, trained_weights, whole_encoder
-from elva.training.trainer import StageTrainer
+from elva.training.trainer import StageTrainer, autocast_dtype
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -97,6 +97,7 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
     from elva.training.rl import RLTrainer
 
     encoder = MultimodalEncoder.from_pretrained(config.model, attn_implementation=config.attn_implementation)
+    encoder.autocast_dtype = autocast_dtype(arguments)  # mining's forwards are the stage's too
     if config.vision_cache is not None:
         encoder.cache_vision(config.vision_cache)
     if isinstance(config, TextConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,6 +56,12 @@ def collate(examples: list[Any]) -> dict[str, list[Any]]:
     return {"examples": examples}
 
 
+def autocast_dtype(arguments: TrainingArguments) -> torch.dtype | None:
+    """The dtype of accelerate's autocast under these settings (or the launcher's); None without mixed precision."""
+    dtypes = {"bf16": torch.bfloat16, "fp8": torch.bfloat16, "fp16": torch.float16}
+    return dtypes.get(arguments.mixed_precision)
+
+
 class BarMetrics(ProgressCallback):
     """Trainer's progress bar with the latest figures behind it, instead of a printed dictionary a line."""
 
@@ -71,6 +78,9 @@ class StageTrainer(Trainer):
 
     A subclass implements ``loss(examples, model) -> scalar``. Whatever is drawn while training comes from
     ``draw(key)`` or ``generator()``, which depend on (seed, step) alone: a resumed run repeats it exactly.
+
+    Mixed precision is accelerate's for the forwards of its wrapper, and the same for those that the encoder runs itself
+    (docs/architecture.md, "Mixed precision").
     """
 
     def __init__(
@@ -82,7 +92,8 @@ class StageTrainer(Trainer):
     ) -> None:
         self.encoder = encoder
         self.examples = examples
-        self._recorded: dict[str, list[float]] = defaultdict(list)
+        encoder.autocast_dtype = autocast_dtype(arguments)
+        self._recorded: dict[str, list[torch.Tensor | float]] = defaultdict(list)
         super().__init__(
             model=encoder.model,
             args=arguments,
@@ -118,15 +129,24 @@ class StageTrainer(Trainer):
         seed = self.draw(f"{key}:{self.args.process_index}").getrandbits(60)
         return torch.Generator(device=self.encoder.device).manual_seed(seed)
 
-    def record(self, **values: float) -> None:
-        """Keep figures of this micro-batch; their mean is logged with the next log line."""
+    def record(self, **values: torch.Tensor | float) -> None:
+        """Keep figures of this micro-batch, scalars; their mean is logged with the next log line.
+
+        Nobody waits for a tensor's value before that.
+        """
         for name, value in values.items():
-            self._recorded[name.replace("__", "/")].append(float(value))
+            kept = value.detach() if isinstance(value, torch.Tensor) else value
+            self._recorded[name.replace("__", "/")].append(kept)
+
+    def take_recorded(self) -> dict[str, list[float]]:
+        """All figures since the last call, one a micro-batch. Waits for the device."""
+        found = {name: [float(value) for value in values] for name, values in self._recorded.items()}
+        self._recorded.clear()
+        return found
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update({name: sum(values) / len(values) for name, values in self._recorded.items()})
-            self._recorded.clear()
+            logs.update({name: fmean(values) for name, values in self.take_recorded().items()})
         super().log(logs, start_time)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> EpochSampler:

@@ -102,3 +102,61 @@ def test_bad_arguments_are_named():
         loss(encoder, {"x": query, "scale": torch.ones(5)}, keys)
     with pytest.raises(ValueError, match="query and keys must hold at least one input each"):
         loss(encoder, query[:0], keys)
+
+
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_pieces_are_encoded_again_under_the_same_autocast(backward_inside):
+    encoder, query, keys, _ = problem()
+    encoder.float()
+    query, keys = query.float(), keys.float()
+    other = copy.deepcopy(encoder)
+    seen = []
+
+    def encode(inputs):
+        embeddings = encoder(inputs)
+        seen.append((embeddings.dtype, embeddings.requires_grad))
+        return embeddings
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = InfoNCELoss()(other(query), other(keys))
+        found = CachedInfoNCELoss(mini_batch_size=4)(encode, query, keys)
+        if backward_inside:
+            found.backward()
+    expected.backward()
+    if not backward_inside:
+        found.backward()
+    torch.testing.assert_close(found, expected)
+    assert seen == [(torch.bfloat16, False)] * 5 + [(torch.bfloat16, True)] * 5
+    for one, another in zip(gradients(encoder), gradients(other), strict=True):
+        # the same up to bfloat16's rounding of each piece's share
+        assert (one - another).norm() < 1e-2 * another.norm()
+
+
+def test_pieces_are_encoded_again_without_autocast_where_it_was_off():
+    encoder, query, keys, _ = problem()
+    encoder.float()
+    query, keys = query.float(), keys.float()
+    other = copy.deepcopy(encoder)
+    InfoNCELoss()(other(query), other(keys)).backward()
+    found = CachedInfoNCELoss(mini_batch_size=4)(encoder, query, keys)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found.backward()
+    for one, another in zip(gradients(encoder), gradients(other), strict=True):
+        torch.testing.assert_close(one, another)
+
+
+def test_float16_gradients_that_a_scaler_has_not_scaled_yet_survive():
+    query, keys = torch.randn(16, 8), torch.randn(16, 8)
+    weight = torch.full((8,), 3e4, requires_grad=True)
+
+    def encode(x: torch.Tensor) -> torch.Tensor:
+        return (x * weight / 4).half()
+
+    exact = weight.detach().double().requires_grad_()
+    InfoNCELoss(temperature=20.0)(*(x.double() * exact / 4 for x in (query, keys))).backward()
+    # the embeddings' gradients are below float16's smallest number
+    assert exact.grad.abs().max() < 1e-6
+    scale = 2.0**16
+    (scale * CachedInfoNCELoss(mini_batch_size=4, temperature=20.0)(encode, query, keys)).backward()
+    error = (weight.grad / scale - exact.grad).norm() / exact.grad.norm()
+    assert error < 1e-2

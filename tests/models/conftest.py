@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch.nn import functional as F
 
 from elva.models import MultimodalEncoder, tiny
 
@@ -51,6 +55,34 @@ def completions(tiny_encoder: MultimodalEncoder) -> list[list[int]]:
     ids = [tiny_encoder.tokenizer(text)["input_ids"] if text else [] for text in texts]
     ids[3] = [*ids[3], tiny_encoder.ret_id]
     return ids
+
+
+class LowerTriangularMask:
+    pass
+
+
+def memory_efficient_attention(query, key, value, attn_bias=None, p=0.0, scale=None):
+    """xformers' contract in plain PyTorch: [B, L, H, D], additive bias [B, H, Lq, Lk] whose rows are
+    8-aligned.
+    """
+    assert query.shape[2] == key.shape[2] == value.shape[2], "heads must have been repeated"
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    causal = isinstance(attn_bias, LowerTriangularMask)
+    if isinstance(attn_bias, torch.Tensor):
+        assert attn_bias.shape == (*query.shape[:3], key.shape[2]) and attn_bias.stride(-2) % 8 == 0
+        assert attn_bias.dtype == query.dtype
+    mask = None if causal else attn_bias
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale)
+    return out.transpose(1, 2)
+
+
+@pytest.fixture
+def fake_xformers(monkeypatch):
+    ops = types.ModuleType("xformers.ops")
+    ops.memory_efficient_attention = memory_efficient_attention
+    ops.LowerTriangularMask = LowerTriangularMask
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from elva.models import MultimodalEncoder, tiny
+from elva.models import EncoderConfig, MultimodalEncoder, tiny
+from elva.models.processing import image_backend
 from elva.models.prompts import RET_TOKEN
 
 INPUTS = ["a red cat", {"text": "two dogs"}]
@@ -139,3 +141,35 @@ def test_another_pooling_is_refused(base, tmp_path):
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     with pytest.raises(ValueError, match=r"pooling \['mean_tokens'\] given, expected lasttoken"):
         MultimodalEncoder.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(("settings", "asked"), [("kept", {"backend": "pil"}), ("removed", {})])
+def test_the_image_processor_is_of_the_kind_that_was_saved(
+    own_encoder, tmp_path, monkeypatch, settings, asked
+):
+    """transformers saves one name for its two kinds, and hands out torchvision's wherever that is installed."""
+    own_encoder.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "elva.json"
+    assert json.loads(file.read_text())["image_backend"] == "pil"
+    if settings == "removed":
+        file.unlink()
+    seen = []
+    load = transformers.AutoImageProcessor.from_pretrained
+
+    def spy(name, **options):
+        seen.append(options)
+        return load(name, **options)
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", spy)
+    loaded = MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
+    assert seen == [asked]
+    if settings == "kept":
+        assert type(loaded.image_processor) is type(own_encoder.image_processor)
+
+
+def test_torchvisions_image_processor_is_known_by_its_class():
+    assert image_backend(type("Qwen2VLImageProcessorPil", (), {})()) == "pil"
+    assert image_backend(type("Qwen2VLImageProcessor", (), {})()) == "torchvision"
+    assert image_backend(type("Qwen2VLImageProcessorFast", (), {})()) == "torchvision"
+    with pytest.raises(ValueError, match="image_backend: 'opencv' given, expected one of pil, torchvision"):
+        EncoderConfig(image_backend="opencv")

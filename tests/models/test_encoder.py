@@ -122,6 +122,7 @@ def test_loading_reads_every_setting(tiny_encoder, tmp_path):
         "max_summary_tokens": 3,
         "prompt": "paper",
         "max_pixels": 48 * 48,
+        "image_backend": "pil",
     }
     (tmp_path / "model" / "elva.json").write_text(json.dumps(settings))
     loaded = MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
@@ -150,7 +151,7 @@ def test_a_checkpoint_without_ret_gets_one(own_encoder, tmp_path):
     )
     assert "[RET]" not in plain.get_vocab()
     encoder = MultimodalEncoder(own_encoder.model, plain, own_encoder.image_processor)
-    assert encoder.config == EncoderConfig() and encoder.ret_id == old.shape[0]
+    assert encoder.config == EncoderConfig(image_backend="pil") and encoder.ret_id == old.shape[0]
     weight = encoder.model.get_input_embeddings().weight
     torch.testing.assert_close(weight[:-1], old)
     torch.testing.assert_close(weight[-1], old.mean(0))

@@ -17,6 +17,7 @@ LAYERS = {
     "files": 0,
     "intervals": 0,
     "progress": 0,
+    "stopwatch": 0,
     "kernels": 0,
     "ops": 1,
     "losses": 2,

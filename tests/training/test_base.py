@@ -46,10 +46,10 @@ def test_the_step_trains_vision_and_language(trainer):
     norms = {name: p.grad.norm() for name, p in trainer.model.named_parameters() if p.grad is not None}
     assert any("visual" in name and norm > 0 for name, norm in norms.items())
     assert any("language_model" in name and norm > 0 for name, norm in norms.items())
-    assert trainer._recorded["word_loss"][0] > 0
+    assert trainer.take_recorded()["word_loss"][0] > 0
 
 
 def test_sentences_alone_have_no_word_loss(trainer):
     examples = [example for example in trainer.examples if not example.item["image"]][:4]
     trainer.loss(examples, trainer.model)
-    assert "word_loss" not in trainer._recorded
+    assert "word_loss" not in trainer.take_recorded()

@@ -17,7 +17,7 @@ from elva.training.rollouts import token_logps
 COMBINATIONS = list(itertools.product(("generate", "shared", "direct"), ("score", "pathwise", "surrogate")))
 
 
-def make_trainer(root, model, tmp_path, queries=4, dropout=0.1, **settings):
+def make_trainer(root, model, tmp_path, queries=4, dropout=0.1, trainer=None, **settings):
     data = TrainingData(root, tasks=[0])
     values = {
         "model": str(model),
@@ -35,7 +35,7 @@ def make_trainer(root, model, tmp_path, queries=4, dropout=0.1, **settings):
         for query in data.queries[:queries]
     ]
     arguments = TrainingArguments(
-        output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=queries
+        output_dir=str(tmp_path), report_to="none", per_device_train_batch_size=queries, **(trainer or {})
     )
     return RLTrainer(encoder, arguments, examples, config, data), examples
 
@@ -99,8 +99,7 @@ def test_a_step_has_the_gradients_of_all_logits(
         monkeypatch.setattr(plain_step, "token_logps", function)
         torch.manual_seed(0)  # dropout
         loss, found = gradients(trainer, examples)
-        steps.append((loss.detach(), found, dict(trainer._recorded)))
-        trainer._recorded.clear()
+        steps.append((loss.detach(), found, trainer.take_recorded()))
     (loss, found, figures), (expected_loss, expected, expected_figures) = steps
     assert relative(loss, expected_loss) <= 1e-5
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
@@ -118,14 +117,13 @@ def test_a_step_has_the_gradients_of_all_logits(
 def test_kl_of_the_first_step_is_exactly_zero(mini_scenes, untrained_model, tmp_path):
     trainer, examples = make_trainer(mini_scenes, untrained_model, tmp_path, candidates="generate", beta=0.2)
     trainer.loss(examples, trainer.model)
-    assert set(trainer._recorded["kl"]) == {0.0}
+    assert set(trainer.take_recorded()["kl"]) == {0.0}
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
-    trainer._recorded.clear()
     trainer.loss(examples, trainer.model)
-    assert min(trainer._recorded["kl"]) > 0
+    assert min(trainer.take_recorded()["kl"]) > 0
 
 
 def test_pool_negatives_are_a_querys_own_and_batch_negatives_everybodys(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from elva.ops.infonce import infonce, infonce_reference
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 OPTIONS = list(itertools.product(["cosine", "dot"], [False, True], [False, True]))
 
 
@@ -39,7 +40,7 @@ def loop(query, keys, labels, temperature, similarity, bidirectional, mask):
             others = sum(math.exp(score(other, labels[b])) for other in rows if counts(other, labels[b]))
             loss = 0.5 * (loss + math.log(others) - positive)
         losses.append(loss)
-    return torch.tensor(losses, dtype=torch.float64)
+    return torch.tensor(losses, dtype=torch.float64, device=query.device)
 
 
 def problem(seed, rows=4, count=7, width=5, dtype=torch.float64):
@@ -48,7 +49,7 @@ def problem(seed, rows=4, count=7, width=5, dtype=torch.float64):
     keys = torch.randn(count, width, generator=generator, dtype=torch.float64)
     labels = torch.randperm(count, generator=generator)[:rows]
     mask = torch.rand(rows, count, generator=generator) > 0.4
-    return query.to(dtype), keys.to(dtype), labels, mask
+    return query.to(DEVICE, dtype), keys.to(DEVICE, dtype), labels.to(DEVICE), mask.to(DEVICE)
 
 
 @pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
@@ -63,7 +64,7 @@ def test_equals_the_formula(similarity, bidirectional, masked):
 @pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
 def test_gradcheck(similarity, bidirectional, masked):
     query, keys, labels, mask = problem(1)
-    temperature = torch.tensor(0.4, dtype=torch.float64)
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=DEVICE)
     options = {"similarity": similarity, "bidirectional": bidirectional, "mask": mask if masked else None}
     inputs = [t.requires_grad_() for t in (query, keys, temperature)]
     for function in (infonce, infonce_reference):
@@ -76,7 +77,7 @@ def test_gradcheck(similarity, bidirectional, masked):
 @pytest.mark.parametrize(("similarity", "bidirectional", "masked"), OPTIONS)
 def test_opcheck(similarity, bidirectional, masked, keep):
     query, keys, labels, mask = problem(2, dtype=torch.float32)
-    temperature = torch.tensor(0.4, requires_grad=True)
+    temperature = torch.tensor(0.4, requires_grad=True, device=DEVICE)
     inputs = (
         query.requires_grad_(),
         keys.requires_grad_(),
@@ -93,8 +94,9 @@ def test_opcheck(similarity, bidirectional, masked, keep):
 @pytest.mark.parametrize("keep", [False, True])
 def test_opcheck_with_several_positives_and_ids(keep):
     query, keys, labels, mask, query_ids, key_ids, _ = several_positives(5)
-    inputs = (query.requires_grad_(), keys.requires_grad_(), torch.tensor(0.4, requires_grad=True).double())
-    who = (labels, mask, query_ids, key_ids, torch.tensor([[10, -1]]))
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    inputs = (query.requires_grad_(), keys.requires_grad_(), temperature)
+    who = (labels, mask, query_ids, key_ids, torch.tensor([[10, -1]], device=DEVICE))
     torch.library.opcheck(torch.ops.elva.infonce, (*inputs, *who, "cosine", False, keep))
 
 
@@ -106,11 +108,11 @@ def test_many_parts_kept_or_computed_again(monkeypatch, similarity, bidirectiona
     monkeypatch.setattr(blocks, "LEAST_ROWS", 16)
     monkeypatch.setattr(module, "SCORE_BUDGET", budget)
     query, keys, labels, mask = problem(3, rows=70, count=90)
-    temperature = torch.tensor(0.4, dtype=torch.float64)
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=DEVICE)
     options = {"similarity": similarity, "bidirectional": bidirectional, "mask": mask if masked else None}
     inputs = [t.requires_grad_() for t in (query, keys, temperature)]
     assert module.keeps_scores(*inputs) == (budget > 0)
-    upstream = torch.linspace(-1, 2, 70, dtype=torch.float64)
+    upstream = torch.linspace(-1, 2, 70, dtype=torch.float64, device=DEVICE)
     found, expected = (
         f(*inputs[:2], labels, temperature=temperature, **options) for f in (infonce, infonce_reference)
     )
@@ -146,7 +148,7 @@ def test_agrees_with_the_reference(rows, extra, width, seed, similarity, bidirec
         query[0] = keys[-1] = 0
     options = {"temperature": 0.2, "similarity": similarity, "bidirectional": bidirectional}
     options["mask"] = mask if masked else None
-    weights = torch.linspace(-1, 2, rows, dtype=torch.float64)
+    weights = torch.linspace(-1, 2, rows, dtype=torch.float64, device=DEVICE)
     results = []
     for function in (infonce, infonce_reference):
         inputs = [t.clone().requires_grad_() for t in (query, keys)]
@@ -166,7 +168,8 @@ def several_positives(seed, rows=5, count=11, width=4):
     key_ids = torch.randint(-5, 1, (count,), generator=generator)
     known = {(int(query_ids[b]), int(key_ids[m])) for b in range(rows) for m in labels[b].tolist() if m >= 0}
     left_out = torch.tensor([[(int(q), int(k)) in known for k in key_ids] for q in query_ids])
-    return query, keys, labels, mask, query_ids, key_ids, left_out
+    ids = (tensor.to(DEVICE) for tensor in (labels, mask, query_ids, key_ids, left_out))
+    return query, keys, *ids
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +193,7 @@ def test_several_positives_and_ids_equal_the_formula(seed, masked, similarity):
     results = [function(*inputs, labels, **options) for function in (infonce, infonce_reference)]
     for loss in results:
         torch.testing.assert_close(loss.detach(), torch.stack(expected))
-    upstream = torch.linspace(-1, 2, len(query), dtype=torch.float64)
+    upstream = torch.linspace(-1, 2, len(query), dtype=torch.float64, device=DEVICE)
     found, wanted = (torch.autograd.grad(loss, inputs, upstream) for loss in results)
     torch.testing.assert_close(found, wanted)
 
@@ -199,7 +202,7 @@ def test_several_positives_and_ids_equal_the_formula(seed, masked, similarity):
 def test_gradcheck_with_several_positives_and_ids(monkeypatch, budget):
     monkeypatch.setattr(sys.modules["elva.ops.infonce"], "SCORE_BUDGET", budget)
     query, keys, labels, mask, query_ids, key_ids, _ = several_positives(4)
-    temperature = torch.tensor(0.4, dtype=torch.float64)
+    temperature = torch.tensor(0.4, dtype=torch.float64, device=DEVICE)
     inputs = [t.requires_grad_() for t in (query, keys, temperature)]
     options = {"mask": mask, "query_ids": query_ids, "key_ids": key_ids}
     assert torch.autograd.gradcheck(lambda q, k, t: infonce(q, k, labels, temperature=t, **options), inputs)
@@ -207,16 +210,16 @@ def test_gradcheck_with_several_positives_and_ids(monkeypatch, budget):
 
 def test_one_kind_of_id_is_enough():
     query, keys, _, _ = problem(12)
-    labels = torch.tensor([0, 1, 2, 3])
-    by_key = torch.ones(4, 7, dtype=torch.bool)
+    labels = torch.tensor([0, 1, 2, 3], device=DEVICE)
+    by_key = torch.ones(4, 7, dtype=torch.bool, device=DEVICE)
     by_key[0, 4] = by_key[4 - 1, 5] = False
-    key_ids = torch.tensor([9, 1, 2, 3, 9, 3])  # the last key has none
+    key_ids = torch.tensor([9, 1, 2, 3, 9, 3], device=DEVICE)  # the last key has none
     torch.testing.assert_close(
         infonce(query, keys, labels, key_ids=key_ids), infonce(query, keys, labels, mask=by_key)
     )
-    by_query = torch.ones(4, 7, dtype=torch.bool)
+    by_query = torch.ones(4, 7, dtype=torch.bool, device=DEVICE)
     by_query[1, 2] = by_query[2, 1] = False
-    query_ids = torch.tensor([5, 6, 6, 7])
+    query_ids = torch.tensor([5, 6, 6, 7], device=DEVICE)
     torch.testing.assert_close(
         infonce(query, keys, labels, query_ids=query_ids), infonce(query, keys, labels, mask=by_query)
     )
@@ -224,9 +227,9 @@ def test_one_kind_of_id_is_enough():
 
 def test_pairs_known_from_elsewhere_replace_those_of_the_labels():
     query, keys, _, _ = problem(13)
-    labels, query_ids, key_ids = torch.arange(4), torch.arange(4), torch.arange(7)
-    pairs = torch.tensor([[0, 5], [99, 3], [2, 77]])
-    mask = torch.ones(4, 7, dtype=torch.bool)
+    labels, query_ids, key_ids = (torch.arange(count, device=DEVICE) for count in (4, 4, 7))
+    pairs = torch.tensor([[0, 5], [99, 3], [2, 77]], device=DEVICE)
+    mask = torch.ones(4, 7, dtype=torch.bool, device=DEVICE)
     mask[0, 5] = False
     found = infonce(query, keys, labels, query_ids=query_ids, key_ids=key_ids, positive_pairs=pairs)
     torch.testing.assert_close(found, infonce(query, keys, labels, mask=mask))
@@ -243,7 +246,7 @@ def test_error_is_below_twice_that_of_plain_pytorch(dtype, bidirectional):
         if not bidirectional:
             return forward
         backward = torch.nn.functional.cross_entropy(
-            scores[:, labels].T, torch.arange(len(labels)), reduction="none"
+            scores[:, labels].T, torch.arange(len(labels), device=DEVICE), reduction="none"
         )
         return (forward + backward) / 2
 
@@ -276,7 +279,7 @@ def test_autocast_does_not_lower_the_precision():
     query.requires_grad_()
     expected = infonce(query, keys, labels)
     (expected_grad,) = torch.autograd.grad(expected.sum(), query)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         loss = infonce(query, keys, labels)
         (grad,) = torch.autograd.grad(loss.sum(), query)
         reference = infonce_reference(query, keys, labels)
@@ -317,11 +320,11 @@ def test_nan_in_a_key_that_nobody_uses_is_harmless():
 
 
 def test_zero_vector_has_cosine_and_gradient_zero():
-    query = torch.zeros(1, 3, requires_grad=True)
-    loss = infonce(query, torch.eye(3))
+    query = torch.zeros(1, 3, requires_grad=True, device=DEVICE)
+    loss = infonce(query, torch.eye(3, device=DEVICE))
     loss.backward()
-    torch.testing.assert_close(loss, torch.full((1,), math.log(3)))
-    assert torch.equal(query.grad, torch.zeros(1, 3))
+    torch.testing.assert_close(loss, torch.full((1,), math.log(3), device=DEVICE))
+    assert torch.equal(query.grad, torch.zeros(1, 3, device=DEVICE))
 
 
 def test_one_candidate_costs_nothing():
@@ -331,7 +334,9 @@ def test_one_candidate_costs_nothing():
 
 def test_compiles_without_graph_break():
     query, keys, labels, mask = problem(9)
-    inputs = [t.requires_grad_() for t in (query, keys, torch.tensor(0.3, dtype=torch.float64))]
+    inputs = [
+        t.requires_grad_() for t in (query, keys, torch.tensor(0.3, dtype=torch.float64, device=DEVICE))
+    ]
 
     def step(q, k, t):
         return infonce(q, k, labels, temperature=t, mask=mask, bidirectional=True).sum()
@@ -387,7 +392,8 @@ def test_compiles_without_graph_break():
     ],
 )
 def test_bad_input_is_named(change, error, message):
-    query, keys, labels, _ = problem(10, dtype=torch.float32)
+    # values are checked, and named, on CPUs alone
+    query, keys, labels, _ = (tensor.cpu() for tensor in problem(10, dtype=torch.float32))
     arguments = {"query": query, "keys": keys, "labels": labels, **change}
     for function in (infonce, infonce_reference):
         with pytest.raises(error, match=message):

@@ -69,7 +69,8 @@ def moved() -> Callable[[torch.nn.Module], None]:
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                    change = 0.05 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(change.to(parameter.device))
 
     return move
 

@@ -23,7 +23,8 @@ def encoder(either_model, moved) -> MultimodalEncoder:
 def sampled(encoder, root) -> Sequences:
     data = TrainingData(root, tasks=[0])
     items = [data.candidate_item(did) for did in list(data.pool)[:4]]
-    rollouts = sample(encoder, items, 3, max_new_tokens=5, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator(encoder.device).manual_seed(0)
+    rollouts = sample(encoder, items, 3, max_new_tokens=5, generator=generator)
     return separate(encoder, rollouts)
 
 

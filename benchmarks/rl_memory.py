@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.live_memory import LiveMemory
-from benchmarks.rl_problem import Setting, make_trainer
+from benchmarks.rl_problem import Setting, make_problem
 from benchmarks.rl_step import learn, roll_out
 from elva.progress import track
 from elva.training.fast_step import FastStep
@@ -43,14 +43,14 @@ def main(tokens: Annotated[int, typer.Option(min=1, help="rl.micro_batch_tokens"
 def measure(setting: Setting, tokens: int) -> tuple[int, int, int]:
     """Bytes: highest while sampling, kept of that for training, highest beside it in training."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer, items = make_trainer(setting, Path(folder))
-        trainer.config.rl.micro_batch_tokens = tokens
-        trainer.step = FastStep(trainer)
+        problem = make_problem(setting, Path(folder), device="cpu")
+        problem.trainer.config.rl.micro_batch_tokens = tokens
+        problem.trainer.step = FastStep(problem.trainer)
         with LiveMemory() as sampling:
-            sides = roll_out(trainer, items)
+            sides = roll_out(problem)
         kept = sampling.live
         with LiveMemory() as training:
-            learn(trainer, sides, "fast")
+            learn(problem, sides, "fast")
     return sampling.peak, kept, training.peak
 
 

@@ -1,4 +1,7 @@
-"""A made-up step of stage 3 of exact sizes: one query, its positive and N negatives, each a text with a picture."""
+"""A made-up step of stage 3 of exact sizes: one query, its positive and N negatives, each a text with a picture.
+
+It runs where training would: on a GPU if there is one, behind `accelerator.prepare`, in the mixed precision asked for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from transformers import TrainingArguments
 
 from elva.models import tiny
@@ -56,9 +60,40 @@ class Setting:
         return dataclasses.replace(self, **changes)
 
 
-def make_trainer(setting: Setting, folder: Path) -> tuple[RLTrainer, list[dict[str, Any]]]:
-    """A trainer with randomised adapter on an untrained model, and the step's items, the query first."""
-    encoder = tiny.create(CORPUS, preset=SIZES, seed=SEED, image_size=setting.image_size or SMALLEST)
+@dataclass(frozen=True)
+class Problem:
+    """A trainer, the step's items, the query first, and the model as accelerate wraps it."""
+
+    trainer: RLTrainer
+    items: list[dict[str, Any]]
+    model: nn.Module
+
+    @property
+    def encoder(self) -> MultimodalEncoder:
+        return self.trainer.encoder
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.device
+
+
+def make_problem(
+    setting: Setting,
+    folder: Path,
+    *,
+    encoder: MultimodalEncoder | None = None,
+    device: str | None = None,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+) -> Problem:
+    """A trainer with a randomised adapter on ``encoder`` (default: an untrained one), and the step's items.
+
+    ``device``: "cuda" or "cpu", by default a GPU where there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if encoder is None:
+        encoder = tiny.create(CORPUS, preset=SIZES, seed=SEED, image_size=setting.image_size or SMALLEST)
+    encoder.model.to(device)
     items = make_items(encoder, setting)
     config = build(
         RLConfig,
@@ -76,11 +111,15 @@ def make_trainer(setting: Setting, folder: Path) -> tuple[RLTrainer, list[dict[s
     )
     attach_adapter(encoder, config.lora)
     randomise(encoder)
-    arguments = TrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True)
+    if gradient_checkpointing:
+        encoder.model.gradient_checkpointing_enable({"use_reentrant": False})
+    arguments = TrainingArguments(
+        output_dir=str(folder), report_to="none", use_cpu=device == "cpu", bf16=bf16
+    )
     data: Any = None  # the items are handed to the step, not drawn
     trainer = RLTrainer(encoder, arguments, [], config, data)
     encoder.model.train()
-    return trainer, items
+    return Problem(trainer, items, trainer.accelerator.prepare(trainer.model))
 
 
 def make_items(encoder: MultimodalEncoder, setting: Setting) -> list[dict[str, Any]]:
@@ -113,13 +152,14 @@ def randomise(encoder: MultimodalEncoder) -> None:
     with torch.no_grad():
         for name, parameter in encoder.model.named_parameters():
             if parameter.requires_grad:
-                scale = 0.03 if "lora_" in name else 0.07
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+                # on the CPU, so that every device has the same
+                drawn = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_((0.03 if "lora_" in name else 0.07) * drawn)
 
 
-def relations(candidates: int) -> Relations:
+def relations(candidates: int, device: torch.device) -> Relations:
     """One query whose positive is the first candidate; all others are its negatives."""
-    owned = torch.ones(1, candidates, dtype=torch.bool)
+    owned = torch.ones(1, candidates, dtype=torch.bool, device=device)
     negatives = owned.clone()
     negatives[0, 0] = False
-    return Relations(torch.tensor([0]), negatives, owned)
+    return Relations(torch.tensor([0], device=device), negatives, owned)

@@ -18,9 +18,8 @@ import json
 import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +31,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rl_problem import Setting, make_trainer, relations
+import elva
+from benchmarks.rl_problem import Problem, Setting, make_problem, relations
 from elva.files import atomic_file
 from elva.progress import track
 from elva.training.credit import Credit
 from elva.training.fast_step import FastStep
 from elva.training.plain_step import PlainStep
-from elva.training.rl import RLTrainer
+from elva.training.rl import STEP
 from elva.training.rollouts import Rollouts
 
 STEPS: dict[str, type[FastStep] | type[PlainStep]] = {"fast": FastStep, "plain": PlainStep}
@@ -62,7 +62,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="the figures as JSON, or the sweep's plot as PNG")] = None,
     sweep: Annotated[bool, typer.Option(help="the training part over P, R and G instead")] = False,
 ) -> None:
-    """Compare the two steps on this machine's CPU."""
+    """Compare the two steps in float32, on a GPU where there is one (its matrix units then stay unused)."""
     if sweep:
         draw(run_sweep(rounds), out or Path("rl-step.png"))
         return
@@ -88,110 +88,108 @@ def main(
 def compare(setting: Setting, rounds: int) -> dict[str, Any]:
     """Whole steps of both kinds, and the gradients of both on the last plain step's tokens and advantages."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer, items = make_trainer(setting, Path(folder))
-        time_vision(trainer)
+        problem = make_problem(setting, Path(folder))
+        time_vision(problem)
         warm_up = setting.varied(negatives=1, num_generations=2)
         for kind in STEPS:
-            whole_step(*make_trainer(warm_up, Path(folder)), kind)
-        seconds: dict[str, list[float]] = {kind: [] for kind in STEPS}
+            whole_step(make_problem(warm_up, Path(folder)), kind)
         phases: dict[str, list[dict[str, float]]] = {kind: [] for kind in STEPS}
         turns = [kind for _ in range(rounds) for kind in ("fast", "fast", "plain")]
         for kind in track(turns, "Steps", total=len(turns)):
-            with credits_seen(trainer) as seen:
-                spent, sides = whole_step(trainer, items, kind)
-            seconds[kind].append(spent)
-            phases[kind].append(dict(trainer.seconds))
-        plain = gradients(trainer)
-        with credits_seen(trainer, given=seen[0]) as own:
-            learn(trainer, sides, "fast")
-    training = {kind: [row["policy"] for row in phases[kind]] for kind in STEPS}
+            with credits_seen(problem) as seen:
+                spent, sides = whole_step(problem, kind)
+            phases[kind].append(spent)
+        plain = gradients(problem)
+        with credits_seen(problem, given=seen[0]) as own:
+            learn(problem, sides, "fast")
+    seconds = {kind: [sum(row.values()) for row in rows] for kind, rows in phases.items()}
+    training = {kind: [row["policy"] for row in rows] for kind, rows in phases.items()}
     return {
         "setting": vars(setting),
+        "device": problem.device.type,
         "mean_completion_tokens": sides[1].mean_length,
         "step_ratio": ratio(seconds),
         "train_ratio": ratio(training),
         "ideal": setting.ideal,
-        "max_rel_grad_diff": largest_difference(gradients(trainer), plain),
-        "max_reward_diff": float((own[0].ranking.reward - seen[0].ranking.reward).abs().max()),
-        "rel_advantage_diff": float((own[0].queries - seen[0].queries).norm() / seen[0].queries.norm()),
+        **differences(own[0], seen[0]),
+        "max_rel_grad_diff": largest_difference(gradients(problem), plain),
         "step_seconds": seconds,
         "train_seconds": training,
         "phases": {kind: rows[-1] for kind, rows in phases.items()},
     }
 
 
-def time_vision(trainer: RLTrainer) -> None:
-    """Count the vision tower's seconds as a phase of their own, also where it runs inside of another."""
-    tower = trainer.encoder.base_model.model.visual
-    phase, clock = trainer.phase, {"start": 0.0, "spent": 0.0}
+def differences(found: Credit, expected: Credit) -> dict[str, float]:
+    """Between the two steps' own rewards, and between their advantages relative to their norm."""
+    return {
+        "max_reward_diff": float((found.ranking.reward - expected.ranking.reward).abs().max()),
+        "rel_advantage_diff": float((found.queries - expected.queries).norm() / expected.queries.norm()),
+    }
+
+
+def time_vision(problem: Problem) -> None:
+    """Count the vision tower's seconds as a phase of their own, also where it runs inside of a forward."""
+    tower = problem.encoder.base_model.model.visual
+    runs: list[ExitStack] = []
 
     def begin(*_: Any) -> None:
-        clock["start"] = time.perf_counter()
+        runs.append(ExitStack())
+        runs[-1].enter_context(problem.trainer.phase("vision"))
 
     def end(*_: Any) -> None:
-        clock["spent"] += time.perf_counter() - clock["start"]
-
-    @contextmanager
-    def without_vision(name: str) -> Iterator[None]:
-        before = clock["spent"]
-        with phase(name):
-            yield
-        spent = clock["spent"] - before
-        trainer.seconds[name] -= spent
-        trainer.seconds["vision"] += spent
+        runs.pop().close()
 
     tower.register_forward_pre_hook(begin)
     tower.register_forward_hook(end)
-    trainer.phase = without_vision  # type: ignore[method-assign]
 
 
 @contextmanager
-def credits_seen(trainer: RLTrainer, given: Credit | None = None) -> Iterator[list[Credit]]:
+def credits_seen(problem: Problem, given: Credit | None = None) -> Iterator[list[Credit]]:
     """The steps' own rewards and advantages, in order. Where ``given`` is, the steps learn from it instead."""
-    assess, seen = trainer.assessor.credit, list[Credit]()
+    assessor = problem.trainer.assessor
+    assess, seen = assessor.credit, list[Credit]()
 
     def credit(*arguments: Any) -> Credit:
         seen.append(assess(*arguments))
         return seen[-1] if given is None else given
 
-    with patch.object(trainer.assessor, "credit", credit):
+    with patch.object(assessor, "credit", credit):
         yield seen
 
 
-def roll_out(trainer: RLTrainer, items: list[dict[str, Any]]) -> Sides:
+def roll_out(problem: Problem) -> Sides:
+    step, items = problem.trainer.step, problem.items
     return (
-        trainer.step.roll_out(items[:1], "queries", candidates=False),
-        trainer.step.roll_out(items[1:], "candidates", candidates=True),
+        step.roll_out(items[:1], "queries", candidates=False),
+        step.roll_out(items[1:], "candidates", candidates=True),
     )
 
 
-def whole_step(trainer: RLTrainer, items: list[dict[str, Any]], kind: str) -> tuple[float, Sides]:
-    """Seconds of rollouts, rewards, loss and backward; the rollouts."""
+def whole_step(problem: Problem, kind: str) -> tuple[dict[str, float], Sides]:
+    """Rollouts, rewards, loss and backward: seconds by phase, on a GPU its own, and the rollouts."""
+    trainer = problem.trainer
     trainer.step = STEPS[kind](trainer)
-    trainer.seconds.clear()
+    trainer.take_seconds()
     # the next step's pictures would be others
     trainer.encoder._vision.cache.clear()
-    start = time.perf_counter()
-    sides = roll_out(trainer, items)
-    learn(trainer, sides, kind)
-    spent = time.perf_counter() - start
-    # as `RLTrainer.training_step` counts: the last backward is outside of the phases
-    trainer.seconds["policy"] += spent - sum(trainer.seconds.values())
-    return spent, sides
+    with trainer.encoder.stopwatch.measure(STEP, problem.device):
+        sides = roll_out(problem)
+        learn(problem, sides, kind)
+    return trainer.take_seconds(), sides
 
 
-def learn(trainer: RLTrainer, sides: Sides, kind: str) -> None:
+def learn(problem: Problem, sides: Sides, kind: str) -> None:
     """Loss and backward of given rollouts."""
+    trainer = problem.trainer
     trainer.step = STEPS[kind](trainer)
     trainer.encoder.model.zero_grad()
-    candidates = len(sides[1].prompts["attention_mask"])
-    trainer.step.loss(*sides, relations(candidates), trainer.encoder.model).backward()
+    candidates = relations(len(sides[1].prompts["attention_mask"]), problem.device)
+    trainer.accelerator.backward(trainer.step.loss(*sides, candidates, problem.model))
 
 
-def gradients(trainer: RLTrainer) -> dict[str, torch.Tensor]:
-    return {
-        name: p.grad.clone() for name, p in trainer.encoder.model.named_parameters() if p.grad is not None
-    }
+def gradients(problem: Problem) -> dict[str, torch.Tensor]:
+    named = problem.encoder.model.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def ratio(seconds: dict[str, list[float]]) -> float:
@@ -266,7 +264,10 @@ def machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "versions": {name: version(name) for name in ("elva", "torch", "transformers", "peft")},
+        "versions": {
+            "elva": elva.__version__,  # which a bare checkout has too
+            **{name: version(name) for name in ("torch", "transformers", "peft")},
+        },
     }
 
 

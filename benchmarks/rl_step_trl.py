@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks.rl_problem import Setting, make_trainer
+from benchmarks.rl_problem import Setting, make_problem
 from benchmarks.rl_step import whole_step
 from elva.models.encoder import MultimodalEncoder
 from elva.training.fast_step import FastStep, Share
@@ -36,9 +36,10 @@ def main(
     """Seconds of a step, TRL over ours."""
     setting = Setting(negatives=negatives, image_size=0)
     with tempfile.TemporaryDirectory() as folder:
-        ours, items = make_trainer(setting, Path(folder))
+        problem = make_problem(setting, Path(folder), device="cpu")
+        ours, items = problem.trainer, problem.items
         plain_head(ours.encoder)
-        ours_seconds = [whole_step(ours, items, "fast")[0] for _ in range(rounds + 1)][1:]
+        ours_seconds = [sum(whole_step(problem, "fast")[0].values()) for _ in range(rounds + 1)][1:]
         trl = run_trl(ours, items, setting, rounds + 1, folder)
         found, expected = policy_loss(ours, items, trl.seen), trl.losses[-1]
     if abs(found - expected) > 1e-4 * max(1.0, abs(expected)):

@@ -15,10 +15,17 @@ Moment = Any
 
 
 class Spent(NamedTuple):
-    """``seconds`` of all ``pieces`` of one name together."""
+    """``seconds`` of all ``pieces`` of one name together, without what was measured inside of them."""
 
     seconds: float
     pieces: int
+
+
+class _Piece(NamedTuple):
+    name: str
+    start: Moment
+    end: Moment
+    inside: list[_Piece]
 
 
 class Stopwatch:
@@ -30,25 +37,37 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.running = False
-        self._pieces: list[tuple[str, Moment, Moment]] = []
+        self._pieces: list[_Piece] = []
 
     @contextmanager
     def measure(self, name: str, device: torch.device) -> Iterator[None]:
-        """Add the time inside to ``name``."""
+        """Add the time inside to ``name``, but for that of other pieces that are measured inside."""
         if not self.running:
             yield
             return
+        around, inside = self._pieces, list[_Piece]()
+        self._pieces = inside
         start = now(device)
-        yield
-        self._pieces.append((name, start, now(device)))
+        try:
+            yield
+            around.append(_Piece(name, start, now(device), inside))
+        finally:
+            self._pieces = around
 
     def take(self) -> dict[str, Spent]:
         """What was measured since the last call, by name. Waits for the device."""
         found: dict[str, list[float]] = defaultdict(list)
-        for name, start, end in self._pieces:
-            found[name].append(seconds_between(start, end))
+        for piece in self._pieces:
+            _add(found, piece)
         self._pieces.clear()
         return {name: Spent(sum(seconds), len(seconds)) for name, seconds in found.items()}
+
+
+def _add(found: dict[str, list[float]], piece: _Piece) -> float:
+    """Enter a piece and those inside of it; returns the whole piece's seconds."""
+    whole = seconds_between(piece.start, piece.end)
+    found[piece.name].append(whole - sum(_add(found, part) for part in piece.inside))
+    return whole
 
 
 def now(device: torch.device) -> Moment:

@@ -65,7 +65,7 @@ class RLTrainer(StageTrainer):
         self.add_callback(OptimizerClock(self))
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        with self.phase(STEP):
+        with self.encoder.stopwatch.measure(STEP, self.encoder.device):
             return super().training_step(*arguments, **options)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -83,12 +83,10 @@ class RLTrainer(StageTrainer):
         if STEP not in spent:
             return {}
         optimiser = spent.pop("optimiser", None)
-        seconds = {name: piece.seconds / spent[STEP].pieces for name, piece in spent.items()}
-        seconds["vision"] = seconds.get("vision", 0.0)
-        # The tower runs inside of the rollouts, and what runs outside of all phases is the last backward.
-        seconds["generate"] -= seconds["vision"]
-        whole = seconds.pop(STEP)
-        seconds["policy"] += whole - sum(seconds.values())
+        steps = spent[STEP].pieces
+        seconds = {name: found.seconds / steps for name, found in spent.items()}
+        # What runs outside of all phases is the last backward.
+        seconds["policy"] += seconds.pop(STEP)
         return (
             seconds if optimiser is None else {**seconds, "optimiser": optimiser.seconds / optimiser.pieces}
         )
@@ -159,7 +157,8 @@ class OptimizerClock(TrainerCallback):
         self.step = ExitStack()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.step.enter_context(self.trainer.phase("optimiser"))
+        encoder = self.trainer.encoder
+        self.step.enter_context(encoder.stopwatch.measure("optimiser", encoder.device))
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.step.close()

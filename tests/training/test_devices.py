@@ -77,7 +77,7 @@ def test_a_relation_left_on_the_cpu_is_seen(mini_scenes, untrained_model, tmp_pa
         return items, dids, relations
 
     monkeypatch.setattr(trainer, "_gather", on_the_cpu)
-    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+    with pytest.raises(ValueError, match="mask is on cpu; expected the device of query, cuda:0"):
         run(trainer, examples)
 
 

@@ -75,7 +75,31 @@ def _math_backward(
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
-CPU = by_segments(_cpu_forward, _cpu_backward)
+def _dense_rows(backend: Backend) -> Backend:
+    """The back-end with a copy of inputs whose last dimension has gaps: its kernels would read over them."""
+
+    def dense(x: Tensor) -> Tensor:
+        return x if x.stride(-1) == 1 else x.contiguous()
+
+    def forward(query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+        return backend.forward(dense(query), dense(key), dense(value), piece)
+
+    def backward(
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        piece: Piece,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = (dense(grad_out), dense(query), dense(key), dense(value), dense(out))
+        return backend.backward(*rows, logsumexp, piece)
+
+    return Backend(forward, backward)
+
+
+CPU = _dense_rows(by_segments(_cpu_forward, _cpu_backward))
 MATH = by_segments(_math_forward, _math_backward)
 
 
@@ -118,7 +142,7 @@ def _torch_flash_backward(
     )
 
 
-TORCH_FLASH = Backend(_torch_flash_forward, _torch_flash_backward)
+TORCH_FLASH = _dense_rows(Backend(_torch_flash_forward, _torch_flash_backward))
 
 
 def _sdpa(device: torch.device, dtype: torch.dtype) -> Backend:
@@ -170,7 +194,7 @@ def _flash_attn(device: torch.device, dtype: torch.dtype) -> Backend:
         )
         return grads
 
-    return Backend(forward, backward)
+    return _dense_rows(Backend(forward, backward))
 
 
 def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
@@ -210,7 +234,7 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
         shared = (x[0].unflatten(1, (key.shape[1], -1)).sum(2) for x in found[1:])
         return found[0][0], *shared
 
-    return Backend(forward, backward)
+    return _dense_rows(Backend(forward, backward))
 
 
 def _expanded(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:

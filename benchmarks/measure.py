@@ -25,11 +25,7 @@ class Ceilings:
 
     @classmethod
     def measure(cls, device: str) -> Ceilings:
-        size = 1 << (28 if device == "cuda" else 25)
-        source = torch.ones(size, device=device)
-        target = torch.empty_like(source)
-        copy = 2 * 4 * size / median_seconds(lambda: target.copy_(source), device)
-        return cls(copy, _matrix_rate(device, torch.float32), _matrix_rate(device, torch.bfloat16))
+        return cls(copy_rate(device), matrix_rate(device, torch.float32), matrix_rate(device, torch.bfloat16))
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,16 @@ def _resident(name: str) -> int:
     return 1024 * int(found.group(1)) if found else 0
 
 
-def _matrix_rate(device: str, dtype: torch.dtype) -> float:
+def copy_rate(device: str) -> float:
+    """Bytes read and written a second by a large copy."""
+    size = 1 << (28 if device == "cuda" else 25)
+    source = torch.ones(size, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * size / median_seconds(lambda: target.copy_(source), device)
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of large square matrices; in float32 as `torch.set_float32_matmul_precision` has it."""
     size = 8192 if device == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device)

@@ -1,8 +1,8 @@
 """What the commands run: groups of cases, each of which becomes one line of JSON.
 
-A group is a name and a place, ``"module:function"``; the function takes the `Setting` and yields `Case`s, the most
-informative first. It runs in a process of its own and is called again in a new one when a case has killed the first, so
-it must yield the same cases every time and leave all work to them.
+A group is a name and a place, ``"module:function"``; the function takes the `Setting`, and whatever stands behind
+another colon, and yields `Case`s, the most informative first. It runs in a process of its own and is called again in a
+new one when a case has killed the first, so it must yield the same cases every time and leave all work to them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ class Case:
 
 def load(source: str, setting: Setting) -> list[Case]:
     """The cases of a group."""
-    module, _, function = source.partition(":")
-    cases: Iterable[Case] = getattr(importlib.import_module(module), function)(setting)
+    module, function, *rest = source.split(":")
+    cases: Iterable[Case] = getattr(importlib.import_module(module), function)(setting, *rest)
     return list(cases)

@@ -142,8 +142,8 @@ def _zeros(arguments: Arguments) -> Arguments:
 
 def _huge(subject: Subject, setting: Setting, keep: bool) -> dict[str, Any]:
     """46,400 queries and as many keys; loss and all gradients, float64 in blocks of queries."""
-    count, dim, block = 46_400, 64, 800
-    with memory(setting, 20 if keep else 9):
+    count, dim, block = 46_400, 64, 4000
+    with memory(setting, 30 if keep else 20):
         whole = replace(subject, leaves=("query", "keys"))
         arguments = whole.arguments((count, count, dim), setting.device, torch.bfloat16)
         found = whole.operator.passes(_operator(keep), arguments, summed=True)

@@ -29,6 +29,8 @@ def main() -> None:
     with os.fdopen(request["pipe"], "w", encoding="utf-8") as pipe:
         cases = load(request["source"], setting)
         _send(pipe, {"keys": [case.key for case in cases]})
+        if not sys.stdin.readline():  # the word to begin; nobody is there any more to give it
+            return
         for index in range(request["first"], len(cases)):
             _send(pipe, {"begin": index})
             line = outcome(cases[index], setting.device)

@@ -37,6 +37,7 @@ class _Group:
     running: int | None = None
     since: float = 0.0
     process: subprocess.Popen[bytes] | None = None
+    told: bool = False
     output: IO[bytes] | None = None
     pipe: int = -1
     pending: bytes = b""
@@ -68,10 +69,12 @@ class Workers:
         active: list[_Group] = []
         try:
             while (waiting or active) and time.monotonic() < deadline:
-                while waiting and len(active) < self._parallel:
+                # One more than may run: it imports what it needs and waits.
+                while waiting and len(active) <= self._parallel:
                     active.append(waiting.pop(0))
-                    active[-1].began = time.monotonic()
                     self._start(active[-1])
+                for group in active[: self._parallel]:
+                    self._tell(group)
                 self._listen(active, deadline)
         finally:  # also where this process is told to end
             for group in active:
@@ -108,7 +111,7 @@ class Workers:
                 "benchmarks.gpu.child",
                 json.dumps({**request, "setting": asdict(self._setting)}),
             ],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=group.output,
             stderr=subprocess.STDOUT,
             pass_fds=(write,),
@@ -116,8 +119,18 @@ class Workers:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         os.close(write)
-        group.first, group.running, group.pending = group.done, None, b""
+        group.first, group.running, group.pending, group.told = group.done, None, b"", False
         self._selector.register(group.pipe, selectors.EVENT_READ, group)
+
+    def _tell(self, group: _Group) -> None:
+        """The word to begin."""
+        if group.told:
+            return
+        assert group.process is not None and group.process.stdin is not None
+        group.told, group.began = True, group.began or time.monotonic()
+        with suppress(BrokenPipeError):  # it has died: its own pipe says so
+            group.process.stdin.write(b"\n")
+            group.process.stdin.close()
 
     def _receive(self, group: _Group, data: bytes) -> None:
         *lines, group.pending = (group.pending + data).split(b"\n")

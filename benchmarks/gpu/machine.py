@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.gpu.lines import ROOT, without_paths
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "flash-attn", "xformers")
+PACKAGES = ("triton", "transformers", "numpy", "flash-attn", "xformers")
 RIVALS = ("liger-kernel", "cut-cross-entropy", "inf-cl")
 UNKNOWN = "unknown"
 
@@ -34,7 +34,11 @@ def machine_line(command: str, device: str, arguments: Sequence[str]) -> dict[st
         "devices": torch.cuda.device_count() if device == "cuda" else 1,
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {"elva": elva.__version__, **{name: _version(name) for name in (*PACKAGES, *RIVALS)}},
+        "versions": {
+            "elva": elva.__version__,
+            "torch": torch.__version__,
+            **{name: _version(name) for name in (*PACKAGES, *RIVALS)},
+        },
         "commit": commit(ROOT),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": without_paths(" ".join(["python -m benchmarks.gpu", command, *arguments])),

@@ -20,7 +20,7 @@ from benchmarks.gpu.cases import Setting, load
 from benchmarks.gpu.child import POISONED, TRACE
 from benchmarks.gpu.lines import without_paths
 
-CASE_SECONDS = 60.0
+CASE_SECONDS = 90.0
 """A case that takes longer is stopped and counts as failed: a kernel may hang."""
 Line = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elva.ops.varlen_attention import Backend, Piece, by_segments
+from elva.ops.varlen_attention import Backend, Piece, by_segments, to_packed, to_rows
 
 aten = torch.ops.aten
 
@@ -198,7 +198,11 @@ def _flash_attn(device: torch.device, dtype: torch.dtype) -> Backend:
 
 
 def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
-    """xformers' memory-efficient attention."""
+    """xformers' memory-efficient attention.
+
+    Its kernels for half precision hold the log-sum-exps ``[1, H, T]``, one segment behind the other; that for float32
+    holds them ``[segments, H, longest]`` with something behind the shorter ones. The backward chooses by their shape.
+    """
     fmha = _imported("xformers.ops.fmha", "xformers")
     _require_gpu("xformers", device, dtype, (torch.float16, torch.bfloat16, torch.float32))
 
@@ -211,7 +215,10 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
         out, sums = fmha.memory_efficient_attention_forward_requires_grad(
             *rows, attn_bias=bias(piece), scale=piece.scale
         )
-        return out[0], sums[0, :, : query.shape[0]].T.contiguous()
+        if len(sums) == 1:
+            return out[0], sums[0, :, : query.shape[0]].T.contiguous()
+        rows = sums[:, :, : max(piece.query_lengths)].unsqueeze(-1)
+        return out[0], to_packed(rows, piece.query_lengths).squeeze(-1).contiguous()
 
     def backward(
         grad_out: Tensor,
@@ -222,7 +229,10 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
         logsumexp: Tensor,
         piece: Piece,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sums = logsumexp.T.contiguous()[None]
+        if query.dtype == torch.float32:
+            sums = to_rows(logsumexp.unsqueeze(-1), piece.query_lengths).squeeze(-1).contiguous()
+        else:
+            sums = logsumexp.T.contiguous()[None]
         found = fmha.memory_efficient_attention_backward(
             grad_out[None],
             out[None],

@@ -83,7 +83,9 @@ def test_every_case_keeps_to_its_device(group: str):
     cases = {case.key["case"]: case for case in load(GROUPS[group], Setting("meta", 1.0, ""))}
     outcomes = {name: outcome(case.run) for name, case in cases.items()}
     counts = Counter(outcomes.values())
-    assert counts["ran"] > len(cases) // 3 or group == "similarity_topk", counts  # a search is compared by numbers
+    assert counts["ran"] > len(cases) // 3 or group == "similarity_topk", (
+        counts
+    )  # a search is compared by numbers
     huge = [name for name in cases if "2^31" in name]
     assert huge and all(outcomes[name] != "skipped" for name in huge)
 

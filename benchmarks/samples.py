@@ -39,7 +39,7 @@ class Sample:
         ):
             one = accuracy(found, plain, exact)
             parts.append(one._replace(of=f"result {place}, {one.of}"))
-        return max(parts, key=lambda one: (not one.passes, one.share))
+        return max(parts, key=lambda one: one.share)
 
 
 def some(count: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,9 @@ from benchmarks.gpu.subject import (
 )
 from elva.ops.accuracy import Accuracy, least_accurate
 from elva.ops.table import converted
+
+DERIVATIVES = {"margin": "margin weights", "ranking": "ranking weights", "total": "weights"}
+"""Results, and the names of their derivatives in the similarities."""
 
 
 def draw(shape: Shape, generator: torch.Generator) -> Arguments:
@@ -73,10 +77,12 @@ class RankReward(Subject):
         results = {"similarities": similarities.detach()}
         if backward:
             weights = self.operator.weights(found, summed)
-            slope = weights["similarities"].double() * defined["used"]
-            slope += weights["margin"].double()[..., None] * defined["margin weights"]
-            slope += weights["ranking"].double()[..., None] * defined["ranking weights"]
-            slope += weights["total"].double()[..., None] * defined["weights"]
+            slope = torch.zeros_like(similarities, dtype=torch.float64)
+            if "similarities" in weights:
+                slope += weights["similarities"].double() * defined["used"]
+            for name, derivative in DERIVATIVES.items():
+                if name in weights:
+                    slope += weights[name].double()[..., None] * defined[derivative]
             gradients = torch.autograd.grad(similarities, list(leaves.values()), slope.to(similarities.dtype))
             names = (f"gradient of {name}" for name in leaves)
             results |= dict(zip(names, gradients, strict=True))
@@ -99,6 +105,8 @@ def cases(setting: Setting) -> Iterator[Case]:
         def check(change: Change) -> Run:
             return partial(subject.at, setting.device, dtype, change=change)
 
+        alone = replace(subject, graded=("total",))
+        yield "gradient of the reward alone", partial(alone.at, setting.device, dtype)
         yield "shared by the rollouts", check(_shared)
         yield "NaN where masked", check(_masked)
         yield "everything masked", check(lambda a: {"mask": _mask(a) & False})

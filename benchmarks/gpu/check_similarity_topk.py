@@ -73,7 +73,7 @@ class SimilarityTopk(Subject):
             # The score of what was found in the place of the best: both may be wrong by the error of a score.
             "scores behind the ids": accuracy(own.to(single), of_plain.to(single), best),
         }
-        name, worst = max(parts.items(), key=lambda item: (not item[1].passes, item[1].share))
+        name, worst = max(parts.items(), key=lambda item: item[1].share)
         return worst._replace(of=f"{name}, {worst.of}")
 
 

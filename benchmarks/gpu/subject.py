@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,21 +32,23 @@ WAIT_CYCLES = 40_000_000
 @dataclass(frozen=True)
 class Subject:
     """``draw(shape, generator)`` gives float32 arguments on the generator's device; ``shapes`` are those of the ragged
-    cases, the first that of all others; ``leaves`` need a gradient (None: all that may); ``plain`` is plain PyTorch (by
-    default the operator's reference)."""
+    cases, the first that of all others; ``leaves`` need a gradient (None: all that may), ``graded`` results have one
+    (likewise); ``plain`` is plain PyTorch (by default the operator's reference)."""
 
     name: str
     draw: Callable[[Shape, torch.Generator], Arguments]
     shapes: Sequence[Shape]
     empty: Sequence[Shape]
     leaves: Sequence[str] | None = None
+    graded: tuple[str, ...] | None = None
     plain: Callable[..., Any] | None = None
     aligned_only: bool = False
     expanded: Sequence[str] = field(default_factory=tuple)
 
     @property
     def operator(self) -> Operator:
-        return OPERATORS[self.name]
+        operator = OPERATORS[self.name]
+        return operator if self.graded is None else replace(operator, graded=self.graded)
 
     def arguments(self, shape: Shape, device: str, dtype: torch.dtype) -> Arguments:
         """Fresh numbers, the same for every call, made on the device."""

@@ -31,8 +31,10 @@ class Accuracy(NamedTuple):
 
     @property
     def share(self) -> float:
-        """The error as a share of its bound; infinite where there is no number."""
-        share = self.error / self.bound if self.bound else math.inf
+        """The error as a share of its bound; infinite where nothing is allowed, or where there is no number."""
+        if self.bound == 0:
+            return 0.0 if self.error == 0 else math.inf
+        share = self.error / self.bound
         return math.inf if math.isnan(share) else share
 
 
@@ -90,4 +92,4 @@ def least_accurate(
     for name, value in found.items():
         one = accuracy(value, plain[name], exact[name])
         parts.append(one._replace(of=f"{name}, {one.of}" if one.of else name))
-    return max(parts, key=lambda one: (not one.passes, one.share if one.bound else 0.0))
+    return max(parts, key=lambda one: one.share)

@@ -1,4 +1,4 @@
-"""`check` finds small errors that are planted in the operators, and runs from a bare checkout without typer and rich."""
+"""`check` finds small errors that are planted in the operators, and runs without typer and rich."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_a_poisoned_context_gets_a_new_process(run):
 
 
 def test_a_group_that_cannot_begin_is_one_failure(run):
-    lines, said = run("broken", "plain")
+    lines, _ = run("broken", "plain")
     broken = [line for line in lines if line["operator"] == "broken"]
     assert [(line["case"], line["status"]) for line in broken] == [("start", "failed")]
     assert broken[0]["reason"] == "the process died: exit status 5"

@@ -68,7 +68,13 @@ def test_a_saved_run_becomes_a_report(tmp_path, capsys):
 def test_each_case_is_a_line_as_it_ends(tmp_path):
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"contender": "of an earlier run"}\n')
-    run_pytest("--benchmark", "-k", "tiered_rank and paper and cpu and elva", f"--benchmark-lines={lines}")
+    run_pytest(
+        "--benchmark",
+        "benchmarks/test_tiered_rank.py",
+        "-k",
+        "paper and cpu and elva",
+        f"--benchmark-lines={lines}",
+    )
     earlier, line = (json.loads(text) for text in lines.read_text().splitlines())
     assert earlier["contender"] == "of an earlier run"
     assert (line["operator"], line["contender"], line["dtype"]) == ("tiered_rank", "elva", "float32")

@@ -90,6 +90,7 @@ def cases(setting: Setting) -> Iterator[Case]:
         empty=[],
         plain=masked,
         aligned_only=True,
+        follows_autocast=True,
         expanded=("query",),
     )
 

@@ -33,7 +33,9 @@ WAIT_CYCLES = 40_000_000
 class Subject:
     """``draw(shape, generator)`` gives float32 arguments on the generator's device; ``shapes`` are those of the ragged
     cases, the first that of all others; ``leaves`` need a gradient (None: all that may), ``graded`` results have one
-    (likewise); ``plain`` is plain PyTorch (by default the operator's reference)."""
+    (likewise); ``plain`` is plain PyTorch (by default the operator's reference). ``aligned_only``: no views that begin
+    between two addresses that a kernel can load from; ``follows_autocast``: inputs are taken in its dtype;
+    ``expanded`` arguments may repeat one row without holding it often."""
 
     name: str
     draw: Callable[[Shape, torch.Generator], Arguments]
@@ -43,6 +45,7 @@ class Subject:
     graded: tuple[str, ...] | None = None
     plain: Callable[..., Any] | None = None
     aligned_only: bool = False
+    follows_autocast: bool = False
     expanded: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -190,7 +193,7 @@ def strides(subject: Subject) -> dict[str, Change]:
 
 
 def under_autocast(subject: Subject, setting: Setting) -> dict[str, Any]:
-    """An operator's precision is that of its inputs, whatever autocast would make of them."""
+    """An operator's precision is that of its inputs, whatever autocast would make of them; or it is autocast's."""
     arguments = subject.arguments(subject.shapes[0], setting.device, torch.float32)
     function = subject.operator.function
 
@@ -198,7 +201,11 @@ def under_autocast(subject: Subject, setting: Setting) -> dict[str, Any]:
         with torch.autocast(setting.device, torch.bfloat16):
             return function(**given)
 
-    return line(subject.judge(subject.passes(inside, arguments), arguments))
+    found = subject.passes(inside, arguments)
+    if subject.follows_autocast:
+        found = converted(found, setting.device, torch.bfloat16)
+        arguments = converted(arguments, setting.device, torch.bfloat16)
+    return line(subject.judge(found, arguments))
 
 
 def on_a_second_stream(subject: Subject, setting: Setting) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def meta_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, without_generator(getattr(torch, name)))
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: nullcontext())
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(subject, "memory", lambda *a: nullcontext())
     for group in GROUPS:
         monkeypatch.setattr(f"benchmarks.gpu.check_{group}.memory", lambda *a: nullcontext())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -88,12 +88,17 @@ def copies(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout) -> T
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout) -> Tensor:
-    """The packed sequence as one, with its [T, T] mask; heads repeated, as masked kernels want them."""
+    """The packed sequence as one, with its [T, T] mask (made once); heads repeated, as masked kernels want them."""
     groups = query.shape[1] // key.shape[1]
     rows = (query, *(x.repeat_interleave(groups, dim=1) for x in (key, value)))
     q, k, v = (x.transpose(0, 1)[None] for x in rows)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(layout).to(query.device))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=_mask(layout, query.device))
     return out[0].transpose(0, 1)
+
+
+@lru_cache(maxsize=2)
+def _mask(layout: PrefixLayout, device: torch.device) -> Tensor:
+    return visible(layout).to(device)
 
 
 def pairwise_tiers(similarity: Tensor, between: Tensor) -> Tensor:

@@ -245,6 +245,7 @@ def memory(setting: Setting, gigabytes: float) -> Iterator[None]:
         raise SkipTest("needs a GPU: on a CPU it takes minutes")
     with Path(setting.lock).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, however that happens
+        torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info()[0] / 1e9
         if free < 1.1 * gigabytes:
             raise SkipTest(f"needs {1.1 * gigabytes:.0f} GB, and {free:.0f} GB are free")

@@ -1,10 +1,9 @@
-"""`report`: docs/gpu.md from the lines of check, bench and step, which it keeps in benchmarks/results."""
+"""`report`: keeps the lines of check, bench and step in benchmarks/results, and writes docs/gpu.md from all of them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,33 +39,36 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m benchmarks.gpu report", description="Turn results into docs/gpu.md."
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="DIR", help="default: what was kept in --results before"
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        help="new results, beside what --results holds already",
     )
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where gpu.md goes")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="what is kept")
     options = parser.parse_args(arguments)
     try:
-        found = [read_folder(folder) for folder in options.folders]
-        if not options.folders:
-            found = [read_kept(path) for path in sorted(options.results.glob("gpu-*.jsonl"))]
+        for results in [
+            read_folder(folder) for folder in options.folders
+        ]:  # all can be read before any is kept
+            keep(results, options.results)
+        found = [read_kept(path) for path in sorted(options.results.glob("gpu-*.jsonl"))]
     except DamagedLines as error:
         print(f"benchmarks.gpu report: {error}", file=sys.stderr)
         return 1
-    if options.folders:
-        keep(found, options.results)
     write_page(found, options.docs)
     print(f"report: {len(found)} results -> {options.docs / PAGE}")
     return 0
 
 
-def keep(found: Sequence[Results], folder: Path) -> None:
-    """One file for each result, named by device and date; a second one of a day gets a number."""
-    names: Counter[str] = Counter()
-    for results in found:
-        names[results.name] += 1
-        number = f"-{names[results.name]}" if names[results.name] > 1 else ""
-        with atomic_file(folder / f"{results.name}{number}.jsonl") as temporary:
-            temporary.write_text(results.text(), encoding="utf-8")
+def keep(results: Results, folder: Path) -> None:
+    """Into the file of its device and day, in the place of earlier lines of the same commands."""
+    path = folder / f"{results.name}.jsonl"
+    if path.exists():
+        results = Results({**read_kept(path).runs, **results.runs})
+    with atomic_file(path) as temporary:
+        temporary.write_text(results.text(), encoding="utf-8")
 
 
 def write_page(found: Sequence[Results], docs: Path) -> None:
@@ -74,14 +76,13 @@ def write_page(found: Sequence[Results], docs: Path) -> None:
     text = [HEADER]
     for number, results in enumerate(found, start=1):
         text += [f"## {results.machine['machine']}, {str(results.machine.get('date', 'undated'))[:10]}", ""]
-        for command, run in results.runs.items():
-            if command == "check":
-                text += tables.check(run)
-            elif command == "bench":
-                name = f"gpu-roofline{f'-{number}' if number > 1 else ''}.png"
-                text += tables.bench(run, name if roofline(run, docs / name) else None)
-            elif command == "step":
-                text += tables.step(run)
+        if "check" in results.runs:
+            text += tables.check(results.runs["check"])
+        if "bench" in results.runs:
+            run, name = results.runs["bench"], f"gpu-roofline{f'-{number}' if number > 1 else ''}.png"
+            text += tables.bench(run, name if roofline(run, docs / name) else None)
+        if "step" in results.runs:
+            text += tables.step(results.runs["step"])
     with atomic_file(docs / PAGE) as temporary:
         temporary.write_text("\n".join(text).rstrip() + "\n" if found else HEADER + NOTHING, encoding="utf-8")
 

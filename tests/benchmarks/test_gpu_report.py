@@ -161,11 +161,21 @@ def test_lines_are_kept_and_the_page_can_be_written_from_them(report, tmp_path: 
     assert report() == (0, page)
 
 
-def test_two_machines_have_a_section_and_a_picture_each(report, tmp_path: Path):
+def test_two_devices_have_a_section_and_a_picture_each(report, tmp_path: Path):
     folders = [write(tmp_path / name, bench=BENCH) for name in ("one", "two")]
+    other = (folders[1] / "bench.jsonl").read_text().replace("H100 80GB", "H200")
+    (folders[1] / "bench.jsonl").write_text(other)
     _, page = report(*folders)
-    assert page.count("## NVIDIA H100") == 2 and "(gpu-roofline-2.png)" in page
+    assert page.count("## NVIDIA H") == 2 and "(gpu-roofline-2.png)" in page
     assert len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_a_command_run_again_replaces_its_lines_and_no_others(report, tmp_path: Path):
+    report(write(tmp_path / "one", check=CHECK, bench=BENCH))
+    _, page = report(write(tmp_path / "two", check=CHECK[:1]))
+    assert "1 ok, 0 failed, 0 skipped, 0 not reached." in page
+    assert "| elva | 0.5 |" in page
+    assert page.count("## NVIDIA H100") == page.count("### Check") == 1
 
 
 def test_without_results_it_says_so_and_names_the_commands(report):

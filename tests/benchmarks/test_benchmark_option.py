@@ -65,6 +65,7 @@ def test_a_saved_run_becomes_a_report(tmp_path, capsys):
     assert (tmp_path / "benchmarks-run.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_each_case_is_a_line_as_it_ends(tmp_path):
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"contender": "of an earlier run"}\n')

@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard setup.py CMakeLists.txt kernels/cpu/*)
 
-.PHONY: help demo test test-all lint format types build benchmark clean
+.PHONY: help demo test test-all lint format types build benchmark gpu-rehearsal clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -39,6 +39,12 @@ types: build ## mypy
 benchmark: build ## pytest-benchmark over benchmarks/, every rival that is installed beside ours
 	$(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e ".[benchmark]"
 	$(BIN)/python -m pytest --benchmark $(PYTEST_ARGS)
+
+gpu-rehearsal: build ## what benchmarks.gpu asks of a GPU, on the CPU at small sizes
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	    $(BIN)/python -m benchmarks.gpu check --device cpu --out "$$out" && \
+	    $(BIN)/python -m benchmarks.gpu bench --device cpu --out "$$out" && \
+	    $(BIN)/python -m benchmarks.gpu report "$$out" --docs "$$out" --results "$$out"
 
 build: $(VENV)/.built ## the virtual environment, the pinned dependencies, the native kernels
 

@@ -19,6 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="With --benchmark: the largest cases too (minutes each).",
     )
+    group.addoption(
+        "--benchmark-lines",
+        type=Path,
+        metavar="PATH",
+        help="With --benchmark: append a line of JSON to this file as each case ends; a time-out loses none.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,7 +31,9 @@ def ceilings() -> Callable[[str], Ceilings]:
 
 
 @pytest.fixture
-def timed(benchmark: Any, ceilings: Callable[[str], Ceilings]) -> Callable[..., None]:
+def timed(
+    request: pytest.FixtureRequest, benchmark: Any, ceilings: Callable[[str], Ceilings]
+) -> Callable[..., None]:
     """Time one contender on a problem whose equality check has passed, and note what it used."""
 
     def run(
@@ -60,8 +64,19 @@ def timed(benchmark: Any, ceilings: Callable[[str], Ceilings]) -> Callable[..., 
             peak_extra_bytes=extra,
             **work.rates(seconds, ceilings(device)),
         )
+        if request.config.option.benchmark_lines is not None:
+            append_line(request.config.option.benchmark_lines, benchmark)
 
     return run
+
+
+def append_line(path: Path, benchmark: Any) -> None:
+    """A finished case as a line of JSON: pytest-benchmark's own file appears at the end, or never."""
+    stats = benchmark.stats.stats
+    times = {f"{name}_ms": 1e3 * getattr(stats, name) for name in ("median", "min", "max")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**benchmark.extra_info, **times, "rounds": stats.rounds}) + "\n")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,11 +25,9 @@ class Ceilings:
 
     @classmethod
     def measure(cls, device: str) -> Ceilings:
-        size = 1 << (28 if device == "cuda" else 25)
-        source = torch.ones(size, device=device)
-        target = torch.empty_like(source)
-        copy = 2 * 4 * size / median_seconds(lambda: target.copy_(source), device)
-        return cls(copy, _matrix_rate(device, torch.float32), _matrix_rate(device, torch.bfloat16))
+        # On a CPU a small product: one without instructions for bfloat16 takes a minute for a large one.
+        half = matrix_rate(device, torch.bfloat16, None if device == "cuda" else 256)
+        return cls(copy_rate(device), matrix_rate(device, torch.float32), half)
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,20 @@ def _resident(name: str) -> int:
     return 1024 * int(found.group(1)) if found else 0
 
 
-def _matrix_rate(device: str, dtype: torch.dtype) -> float:
-    size = 8192 if device == "cuda" else 1536
+def copy_rate(device: str, size: int | None = None) -> float:
+    """Bytes read and written a second by a copy of `size` numbers, by default a large one."""
+    size = size or 1 << (28 if device == "cuda" else 25)
+    source = torch.ones(size, device=device)
+    target = torch.empty_like(source)
+    return 2 * 4 * size / median_seconds(lambda: target.copy_(source), device)
+
+
+def matrix_rate(device: str, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a product of square matrices, by default large ones.
+
+    In float32 as `torch.set_float32_matmul_precision` has it.
+    """
+    size = size or (8192 if device == "cuda" else 1536)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device)
 

@@ -6,7 +6,7 @@ The benchmarks (`test_<op>.py`) and `profile_kernel.py` both take them from here
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,9 +34,10 @@ TIERS = 3
 class Problem:
     """One operator.
 
-    ``dims`` names the numbers of a shape. ``inputs(shape, device, dtype)`` draws the same tensors every time; those
-    that need a gradient say so. ``call`` is elva's operator on them, and returns what a loss would be made of.
-    ``work(shape, backward, itemsize)`` is that of the forward alone or of both passes.
+    ``dims`` names the numbers of a shape. ``inputs(shape, device, dtype)`` draws the same tensors every time, on the
+    device itself; those that need a gradient say so. ``call`` is elva's operator on them, and returns what a loss would
+    be made of. ``work(shape, backward, itemsize)`` is that of the forward alone or of both passes, its products in
+    float32; ``work_in`` that with the products in the inputs' dtype.
     """
 
     dims: str
@@ -46,15 +47,27 @@ class Problem:
     work: Callable[[Shape, bool, int], Work]
     differentiable: bool = True
 
+    def work_in(self, dtype: torch.dtype, shape: Shape, backward: bool) -> Work:
+        return replace(self.work(shape, backward, dtype.itemsize), dtype=str(dtype).removeprefix("torch."))
 
-def normal(generator: torch.Generator, shape: Shape, device: str, dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=generator).to(device, dtype)
+
+def input_dtype(device: str) -> torch.dtype:
+    """The dtype of the benchmarks' inputs: on a GPU half precision, which its tensor cores are for."""
+    return torch.bfloat16 if device == "cuda" else torch.float32
+
+
+def generator_on(device: str) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(0)
+
+
+def normal(generator: torch.Generator, shape: Shape, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=generator, device=generator.device).to(dtype)
 
 
 def _infonce_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Query and keys [B, D]."""
-    generator = torch.Generator().manual_seed(0)
-    return [normal(generator, shape, device, dtype).requires_grad_() for _ in range(2)]
+    generator = generator_on(device)
+    return [normal(generator, shape, dtype).requires_grad_() for _ in range(2)]
 
 
 def _infonce_work(shape: Shape, backward: bool, itemsize: int) -> Work:
@@ -69,10 +82,10 @@ def _infonce_work(shape: Shape, backward: bool, itemsize: int) -> Work:
 def _linear_logprob_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Hidden states [T, H], a frozen head [V, H], targets [T]."""
     tokens, dim, vocabulary = shape
-    generator = torch.Generator().manual_seed(0)
-    hidden = normal(generator, (tokens, dim), device, dtype).requires_grad_()
-    weight = (torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(device, dtype)
-    return [hidden, weight, torch.randint(0, vocabulary, (tokens,), generator=generator).to(device)]
+    generator = generator_on(device)
+    hidden = normal(generator, (tokens, dim), dtype).requires_grad_()
+    weight = (torch.randn(vocabulary, dim, generator=generator, device=device) / dim**0.5).to(dtype)
+    return [hidden, weight, torch.randint(0, vocabulary, (tokens,), generator=generator, device=device)]
 
 
 def _linear_logprob_work(shape: Shape, backward: bool, itemsize: int) -> Work:
@@ -87,9 +100,9 @@ def _linear_logprob_work(shape: Shape, backward: bool, itemsize: int) -> Work:
 def _rank_reward_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Query [B, G, D], positive [B, Gn, D] and negatives [B, Gn, N, D]."""
     batch, rollouts, owners, count, dim = shape
-    generator = torch.Generator().manual_seed(0)
+    generator = generator_on(device)
     shapes = [(batch, rollouts, dim), (batch, owners, dim), (batch, owners, count, dim)]
-    return [normal(generator, size, device, dtype).requires_grad_() for size in shapes]
+    return [normal(generator, size, dtype).requires_grad_() for size in shapes]
 
 
 def _rank_reward_work(shape: Shape, backward: bool, itemsize: int) -> Work:
@@ -102,9 +115,12 @@ def _rank_reward_work(shape: Shape, backward: bool, itemsize: int) -> Work:
 def _similarity_topk_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Any]:
     """Unit vectors, queries [Q, D] and keys [M, D], and k."""
     queries, pool, dim, k = shape
-    generator = torch.Generator().manual_seed(0)
-    vectors = (F.normalize(torch.randn(count, dim, generator=generator), dim=1) for count in (queries, pool))
-    return [*(drawn.to(device, dtype) for drawn in vectors), k]
+    generator = generator_on(device)
+    vectors = (
+        F.normalize(torch.randn(count, dim, generator=generator, device=device), dim=1)
+        for count in (queries, pool)
+    )
+    return [*(drawn.to(dtype) for drawn in vectors), k]
 
 
 def _similarity_topk_work(shape: Shape, backward: bool, itemsize: int) -> Work:
@@ -114,8 +130,8 @@ def _similarity_topk_work(shape: Shape, backward: bool, itemsize: int) -> Work:
 
 def _tiered_rank_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Tensor]:
     """Similarities to the query and to the positive [R, N], uniform in [−1, 1]."""
-    generator = torch.Generator().manual_seed(0)
-    similarity, between = (2 * torch.rand(2, *shape, generator=generator) - 1).to(device, dtype)
+    generator = generator_on(device)
+    similarity, between = (2 * torch.rand(2, *shape, generator=generator, device=device) - 1).to(dtype)
     return [similarity.requires_grad_(), between]
 
 
@@ -127,21 +143,21 @@ def _tiered_rank_work(shape: Shape, backward: bool, itemsize: int) -> Work:
 
 
 def _shared_prefix_attention_inputs(shape: Shape, device: str, dtype: torch.dtype) -> list[Any]:
-    """Query, key, value [T, H, D] and the layout: N prompts of P tokens, G completions of R behind each."""
-    items, prompt, generations, completion, heads, dim = shape
+    """Query [T, H, D], key, value [T, K, D] and the layout: N prompts of P tokens, G completions of R behind each."""
+    items, prompt, generations, completion, heads, shared, dim = shape
     layout = PrefixLayout((prompt,) * items, (completion,) * (items * generations), generations)
-    generator = torch.Generator().manual_seed(0)
-    size = (layout.tokens, heads, dim)
-    return [*(normal(generator, size, device, dtype).requires_grad_() for _ in range(3)), layout]
+    generator = generator_on(device)
+    sizes = [(layout.tokens, count, dim) for count in (heads, shared, shared)]
+    return [*(normal(generator, size, dtype).requires_grad_() for size in sizes), layout]
 
 
 def _shared_prefix_attention_work(shape: Shape, backward: bool, itemsize: int) -> Work:
-    items, prompt, generations, completion, heads, dim = shape
+    items, prompt, generations, completion, heads, shared, dim = shape
     pairs = items * (prompt**2 / 2 + generations * completion * (prompt + completion / 2))
     tokens = items * (prompt + generations * completion)
     # Two products a pair forward, five backward; inputs and output, then their gradients too.
     return Work(
-        bytes=itemsize * (8 if backward else 4) * tokens * heads * dim,
+        bytes=itemsize * (4 if backward else 2) * tokens * (heads + shared) * dim,
         flops=2 * dim * heads * pairs * (7 if backward else 2),
     )
 
@@ -170,8 +186,8 @@ PROBLEMS = {
         _rank_reward_work,
     ),
     "shared_prefix_attention": Problem(
-        "N,P,G,R,H,D",
-        {"16 items, P 256, G 8, R 16": (16, 256, 8, 16, 16, 32)},
+        "N,P,G,R,H,K,D",
+        {"16 items, P 256, G 8, R 16": (16, 256, 8, 16, 16, 16, 32)},
         _shared_prefix_attention_inputs,
         shared_prefix_attention,
         _shared_prefix_attention_work,

@@ -1,23 +1,25 @@
 """Other libraries' operators, called as their own documentation has it; a rival that cannot run here says why.
 
-Each function skips with "not installed" or "needs a GPU", which the saved run keeps and the report prints.
+Each function raises the standard library's SkipTest with "not installed" or "needs a GPU", which pytest takes for a
+skip; the saved run keeps it and the report prints it.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Any
+from unittest import SkipTest
 
-import pytest
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def require(module: str, *, gpu: bool, device: str) -> None:
     """Skip unless the rival's package is there and, where it has nothing else, a GPU."""
     if find_spec(module) is None:
-        pytest.skip("not installed")
+        raise SkipTest("not installed")
     if gpu and device != "cuda":
-        pytest.skip("needs a GPU")
+        raise SkipTest("needs a GPU")
 
 
 def inf_cl(query: Tensor, keys: Tensor, temperature: float) -> Tensor:
@@ -44,6 +46,13 @@ def liger_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tens
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     return -LigerFusedLinearCrossEntropyLoss(reduction="none")(weight, hidden, targets)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """PyTorch's own fused linear cross-entropy, as log-probabilities."""
+    if not hasattr(F, "linear_cross_entropy"):
+        raise SkipTest("this torch has no F.linear_cross_entropy")
+    return -F.linear_cross_entropy(hidden, weight, targets, reduction="none")
 
 
 def liger_grpo(

@@ -1,4 +1,7 @@
-"""The exact ranks of `elva eval` against a count of the whole pool in float64, which defines them."""
+"""The exact ranks of `elva eval` against a count of the whole pool in float64, which defines them.
+
+In float32 on every device, as embeddings are when they are evaluated: ranks are exact for these.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 from rich.console import Console
@@ -13,6 +13,11 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     import torch
+
+    from elva.ops.accuracy import Accuracy
+    from elva.ops.table import Operator
+
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 
 PACKAGES = {
     "torch": "the one requirement",
@@ -27,17 +32,13 @@ PACKAGES = {
 
 
 class Check(NamedTuple):
-    """One operator on one device."""
+    """One operator on one device in one dtype, forward and backward (where it has one)."""
 
     operator: str
     device: str
-    error: float
-    """Largest difference to float64, relative to the largest value."""
+    dtype: str
+    accuracy: Accuracy
     seconds: float
-
-    @property
-    def passes(self) -> bool:
-        return self.error < 1e-4
 
 
 def doctor_command() -> None:
@@ -48,66 +49,54 @@ def doctor_command() -> None:
     console.print(f"GPU kernels (Triton): {_gpu()}")
     console.print(f"Attention that `auto` takes here: {_attention()}")
     checks = run_checks()
-    table = Table("operator", "device", "largest error", "ms", "")
+    table = Table("operator", "device", "dtype", "error", "allowed", "ms", "")
     for check in checks:
-        verdict = "ok" if check.passes else "[red]wrong[/red]"
+        passes, error, bound, of = check.accuracy.passes, *check.accuracy
+        verdict = "ok" if passes else f"[red]wrong[/red]: {of}"
+        milliseconds = f"{1e3 * check.seconds:.1f}"
         table.add_row(
-            check.operator, check.device, f"{check.error:.1e}", f"{1e3 * check.seconds:.1f}", verdict
+            check.operator, check.device, check.dtype, f"{error:.1e}", f"{bound:.1e}", milliseconds, verdict
         )
     console.print(table)
-    if not all(check.passes for check in checks):
+    if not all(check.accuracy.passes for check in checks):
         console.print("An operator is wrong here: please report this table with the versions above.")
         raise typer.Exit(1)
 
 
 def run_checks() -> list[Check]:
-    """Every operator on every device, against its reference in float64."""
+    """Every operator on every device in every dtype that it has there, forward and backward, against float64."""
     import torch
 
-    from elva import ops
+    from elva.ops.table import OPERATORS
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
-
-    query, keys, labels = draw(16, 32), draw(64, 32), torch.arange(16)
-    problems: dict[str, tuple[Any, Any, tuple[Any, ...]]] = {
-        "infonce": (ops.infonce, ops.infonce_reference, (query, keys)),
-        "linear_logprob": (ops.linear_logprob, ops.linear_logprob_reference, (query, keys, labels)),
-        "rank_reward": (
-            ops.rank_reward,
-            ops.rank_reward_reference,
-            (draw(2, 4, 32), draw(2, 4, 32), draw(2, 1, 20, 32)),
-        ),
-        "similarity_topk": (ops.similarity_topk, ops.similarity_topk_reference, (query, keys, 5)),
-        "tiered_rank": (ops.tiered_rank, ops.tiered_rank_reference, (draw(8, 30), draw(8, 30))),
-    }
-    found = []
-    for name, (function, reference, arguments) in problems.items():
-        expected = _first(reference(*(_converted(a, "cpu", torch.float64) for a in arguments)))
-        for device in devices:
-            inputs = [_converted(a, device, torch.float32) for a in arguments]
-            function(*inputs)  # the first call loads and registers things
-            start = time.perf_counter()
-            value = _first(function(*inputs)).double().cpu()
-            seconds = time.perf_counter() - start
-            error = (value - expected).abs().max() / expected.abs().max().clamp(min=1)
-            found.append(Check(name, device, float(error), seconds))
-    return found
+    return [
+        check_operator(operator, device, getattr(torch, name))
+        for operator in OPERATORS.values()
+        for device in devices
+        for name in DTYPES[device]
+    ]
 
 
-def _first(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return result[0] if isinstance(result, tuple) else result
-
-
-def _converted(argument: object, device: str, dtype: torch.dtype) -> object:
+def check_operator(operator: Operator, device: str, dtype: torch.dtype) -> Check:
+    """The operator's example, once to warm up and once against its reference (elva/ops/accuracy.py has the rule)."""
     import torch
 
-    if not isinstance(argument, torch.Tensor):
-        return argument
-    return argument.to(device, dtype if argument.is_floating_point() else argument.dtype)
+    from elva.ops.accuracy import least_accurate
+    from elva.ops.table import converted
+
+    example = operator.example(torch.Generator().manual_seed(0))
+    arguments = converted(example, device, dtype)
+    operator.passes(operator.function, arguments)  # the first call loads, compiles and registers things
+    start = time.perf_counter()
+    found = operator.passes(operator.function, arguments)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    plain = operator.passes(operator.reference, arguments)
+    exact = operator.passes(operator.reference, converted(arguments, device, torch.float64))
+    name = str(dtype).removeprefix("torch.")
+    return Check(operator.name, device, name, least_accurate(found, plain, exact), seconds)
 
 
 def _packages() -> Table:

@@ -47,7 +47,7 @@ def _places(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.cat(rows).to(device)
 
 
-def _to_rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
+def to_rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """``[T, H, D]`` as ``[segments, H, longest, D]``, zeros behind shorter segments."""
     count, longest = len(lengths), max(lengths)
     if min(lengths) < longest:
@@ -56,8 +56,8 @@ def _to_rows(packed: Tensor, lengths: tuple[int, ...]) -> Tensor:
     return packed.unflatten(0, (count, longest)).transpose(1, 2)
 
 
-def _to_packed(rows: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """The inverse of `_to_rows`, for ``[segments, H, longest, D]``."""
+def to_packed(rows: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_rows`, for ``[segments, H, longest, D]``."""
     flat = rows.transpose(1, 2).flatten(0, 1)
     return flat if min(lengths) == max(lengths) else flat[_places(lengths, rows.device)]
 
@@ -88,11 +88,11 @@ def by_segments(forward: Segmented, backward: Segmented) -> Backend:
         sums = torch.promote_types(query.dtype, torch.float32)
         out, logsumexp = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=sums)
         for queries, keys, own in _groups(piece):
-            rows = _to_rows(query[queries], own.query_lengths)
-            others = (_to_rows(x[keys], own.key_lengths) for x in (key, value))
+            rows = to_rows(query[queries], own.query_lengths)
+            others = (to_rows(x[keys], own.key_lengths) for x in (key, value))
             found, found_sums = forward(rows, *others, own.causal, own.scale)
-            out[queries] = _to_packed(found, own.query_lengths)
-            logsumexp[queries] = _to_packed(found_sums.unsqueeze(-1), own.query_lengths).squeeze(-1)
+            out[queries] = to_packed(found, own.query_lengths)
+            logsumexp[queries] = to_packed(found_sums.unsqueeze(-1), own.query_lengths).squeeze(-1)
         return out, logsumexp
 
     def packed_backward(
@@ -107,14 +107,14 @@ def by_segments(forward: Segmented, backward: Segmented) -> Backend:
         grads = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
         for queries, keys, own in _groups(piece):
             grad_rows, rows, out_rows = (
-                _to_rows(x[queries], own.query_lengths) for x in (grad_out, query, out)
+                to_rows(x[queries], own.query_lengths) for x in (grad_out, query, out)
             )
-            others = (_to_rows(x[keys], own.key_lengths) for x in (key, value))
-            sums = _to_rows(logsumexp[queries].unsqueeze(-1), own.query_lengths).squeeze(-1)
+            others = (to_rows(x[keys], own.key_lengths) for x in (key, value))
+            sums = to_rows(logsumexp[queries].unsqueeze(-1), own.query_lengths).squeeze(-1)
             found = backward(grad_rows, rows, *others, out_rows, sums, own.causal, own.scale)
             lengths = (own.query_lengths, own.key_lengths, own.key_lengths)
             for grad, part, place, size in zip(grads, found, (queries, keys, keys), lengths, strict=True):
-                grad[place] = _to_packed(part, size)
+                grad[place] = to_packed(part, size)
         return grads
 
     return Backend(packed_forward, packed_backward)

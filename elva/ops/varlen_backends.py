@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elva.ops.varlen_attention import Backend, Piece, by_segments
+from elva.ops.varlen_attention import Backend, Piece, by_segments, to_packed, to_rows
 
 aten = torch.ops.aten
 
@@ -75,7 +75,31 @@ def _math_backward(
     return grad_query.to(query.dtype), grad_key.to(key.dtype), grad_value.to(value.dtype)
 
 
-CPU = by_segments(_cpu_forward, _cpu_backward)
+def _dense_rows(backend: Backend) -> Backend:
+    """The back-end with a copy of inputs whose last dimension has gaps: its kernels would read over them."""
+
+    def dense(x: Tensor) -> Tensor:
+        return x if x.stride(-1) == 1 else x.contiguous()
+
+    def forward(query: Tensor, key: Tensor, value: Tensor, piece: Piece) -> tuple[Tensor, Tensor]:
+        return backend.forward(dense(query), dense(key), dense(value), piece)
+
+    def backward(
+        grad_out: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        out: Tensor,
+        logsumexp: Tensor,
+        piece: Piece,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = (dense(grad_out), dense(query), dense(key), dense(value), dense(out))
+        return backend.backward(*rows, logsumexp, piece)
+
+    return Backend(forward, backward)
+
+
+CPU = _dense_rows(by_segments(_cpu_forward, _cpu_backward))
 MATH = by_segments(_math_forward, _math_backward)
 
 
@@ -118,7 +142,7 @@ def _torch_flash_backward(
     )
 
 
-TORCH_FLASH = Backend(_torch_flash_forward, _torch_flash_backward)
+TORCH_FLASH = _dense_rows(Backend(_torch_flash_forward, _torch_flash_backward))
 
 
 def _sdpa(device: torch.device, dtype: torch.dtype) -> Backend:
@@ -170,11 +194,15 @@ def _flash_attn(device: torch.device, dtype: torch.dtype) -> Backend:
         )
         return grads
 
-    return Backend(forward, backward)
+    return _dense_rows(Backend(forward, backward))
 
 
 def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
-    """xformers' memory-efficient attention."""
+    """xformers' memory-efficient attention.
+
+    Its kernels for half precision hold the log-sum-exps ``[1, H, T]``, one segment behind the other; that for float32
+    holds them ``[segments, H, longest]`` with something behind the shorter ones. The backward chooses by their shape.
+    """
     fmha = _imported("xformers.ops.fmha", "xformers")
     _require_gpu("xformers", device, dtype, (torch.float16, torch.bfloat16, torch.float32))
 
@@ -187,7 +215,10 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
         out, sums = fmha.memory_efficient_attention_forward_requires_grad(
             *rows, attn_bias=bias(piece), scale=piece.scale
         )
-        return out[0], sums[0, :, : query.shape[0]].T.contiguous()
+        if len(sums) == 1:
+            return out[0], sums[0, :, : query.shape[0]].T.contiguous()
+        rows = sums[:, :, : max(piece.query_lengths)].unsqueeze(-1)
+        return out[0], to_packed(rows, piece.query_lengths).squeeze(-1).contiguous()
 
     def backward(
         grad_out: Tensor,
@@ -198,7 +229,10 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
         logsumexp: Tensor,
         piece: Piece,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sums = logsumexp.T.contiguous()[None]
+        if query.dtype == torch.float32:
+            sums = to_rows(logsumexp.unsqueeze(-1), piece.query_lengths).squeeze(-1).contiguous()
+        else:
+            sums = logsumexp.T.contiguous()[None]
         found = fmha.memory_efficient_attention_backward(
             grad_out[None],
             out[None],
@@ -210,7 +244,7 @@ def _xformers(device: torch.device, dtype: torch.dtype) -> Backend:
         shared = (x[0].unflatten(1, (key.shape[1], -1)).sum(2) for x in found[1:])
         return found[0][0], *shared
 
-    return Backend(forward, backward)
+    return _dense_rows(Backend(forward, backward))
 
 
 def _expanded(query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:

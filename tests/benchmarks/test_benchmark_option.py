@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 
+from benchmarks.problems import PROBLEMS, input_dtype
 from benchmarks.report import load, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,32 @@ def test_a_saved_run_becomes_a_report(tmp_path, capsys):
     assert "| elva |" in text
     assert f"| Liger, cross-entropy | {skipped['reason']} |" in text
     assert (tmp_path / "benchmarks-run.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_each_case_is_a_line_as_it_ends(tmp_path):
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"contender": "of an earlier run"}\n')
+    run_pytest(
+        "--benchmark",
+        "benchmarks/test_tiered_rank.py",
+        "-k",
+        "paper and cpu and elva",
+        f"--benchmark-lines={lines}",
+    )
+    earlier, line = (json.loads(text) for text in lines.read_text().splitlines())
+    assert earlier["contender"] == "of an earlier run"
+    assert (line["operator"], line["contender"], line["dtype"]) == ("tiered_rank", "elva", "float32")
+    assert 0 < line["min_ms"] <= line["median_ms"] <= line["max_ms"]
+
+
+def test_a_gpu_gets_half_precision_and_the_work_its_products():
+    assert input_dtype("cpu") == torch.float32
+    assert input_dtype("cuda") == torch.bfloat16
+    infonce = PROBLEMS["infonce"]
+    half, single = (infonce.work_in(input_dtype(device), (64, 8), True) for device in ("cuda", "cpu"))
+    assert (half.dtype, single.dtype) == ("bfloat16", "float32")
+    assert half.flops == single.flops and 2 * half.bytes == single.bytes
 
 
 def test_another_file_is_refused(tmp_path):

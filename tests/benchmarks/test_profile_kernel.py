@@ -16,7 +16,7 @@ SMALL = {
     "infonce": "6,8",
     "linear_logprob": "5,8,40",
     "rank_reward": "2,3,1,7,8",
-    "shared_prefix_attention": "2,5,3,2,2,8",
+    "shared_prefix_attention": "2,5,3,2,4,2,8",
     "similarity_topk": "4,50,8,3",
     "tiered_rank": "5,9",
 }

@@ -78,6 +78,26 @@ def test_error_is_below_twice_that_of_plain_pytorch(dtype: torch.dtype) -> None:
         assert (found - exact).abs().max() <= bound
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+        lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
+        lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
+    ],
+    ids=["transposed", "every second column", "heads first"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_are_of_no_consequence(change, dtype: torch.dtype) -> None:
+    layout = PrefixLayout((12, 5), (3, 1, 6, 2), 2)
+    results = []
+    for way in (change, lambda x: x):
+        inputs = [way(x).requires_grad_() for x in problem(layout, dtype)]
+        out = shared_prefix_attention(*inputs, layout)
+        results.append([out.detach(), *torch.autograd.grad(out.sum(), inputs)])
+    torch.testing.assert_close(*results)
+
+
 def test_gradcheck() -> None:
     layout = PrefixLayout((2, 1), (1, 2), 1)
     inputs = [x.requires_grad_() for x in problem(layout, heads=2)]

@@ -44,6 +44,7 @@ gpu-rehearsal: build ## what benchmarks.gpu asks of a GPU, on the CPU at small s
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	    $(BIN)/python -m benchmarks.gpu check --device cpu --out "$$out" && \
 	    $(BIN)/python -m benchmarks.gpu bench --device cpu --out "$$out" && \
+	    $(BIN)/python -m benchmarks.gpu step --device cpu --out "$$out" && \
 	    $(BIN)/python -m benchmarks.gpu report "$$out" --docs "$$out" --results "$$out"
 
 build: $(VENV)/.built ## the virtual environment, the pinned dependencies, the native kernels

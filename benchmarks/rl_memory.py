@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.live_memory import LiveMemory
 from benchmarks.rl_problem import Setting, make_problem
-from benchmarks.rl_step import learn, roll_out
+from benchmarks.step_pair import learn, roll_out
 from elva.progress import track
 from elva.training.fast_step import FastStep
 

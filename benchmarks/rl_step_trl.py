@@ -20,7 +20,7 @@ import torch
 import typer
 
 from benchmarks.rl_problem import Setting, make_problem
-from benchmarks.rl_step import whole_step
+from benchmarks.step_pair import whole_step
 from elva.models.encoder import MultimodalEncoder
 from elva.training.fast_step import FastStep, Share
 from elva.training.rl import RLTrainer

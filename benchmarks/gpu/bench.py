@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.gpu.check import GROUPS
+from benchmarks.gpu.check import OPERATORS
 from benchmarks.gpu.commands import ON_CPU, parse, run
 
 CASES = "benchmarks.gpu.bench_cases"
 STAGES: tuple[Mapping[str, str], ...] = (
     {"ceilings": f"{CASES}:ceilings"},
-    {name: f"{CASES}:operator:{name}" for name in GROUPS},
+    {name: f"{CASES}:operator:{name}" for name in OPERATORS},
     {"torch.compile": f"{CASES}:after_compilation"},
 )
 

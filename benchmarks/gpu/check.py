@@ -1,4 +1,5 @@
-"""`check`: every operator against float64, in every dtype, shape and layout that it promises (subject.py)."""
+"""`check`: every operator against float64, in every dtype, shape and layout that it promises (subject.py); the fast RL
+step against the plain one; two steps of every stage."""
 
 from __future__ import annotations
 
@@ -7,8 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.gpu.commands import ON_CPU, parse, run
 
-# A further group needs no more than a line here: a name and the function that yields its cases.
-GROUPS = {
+OPERATORS = {
     name: f"benchmarks.gpu.check_{name}:cases"
     for name in (
         "infonce",
@@ -19,11 +19,17 @@ GROUPS = {
         "tiered_rank",
     )
 }
+# A further group needs no more than a line here: a name and the function that yields its cases.
+GROUPS = {
+    **OPERATORS,
+    "steps": "benchmarks.gpu.check_steps:cases",
+    "stages": "benchmarks.gpu.check_stages:cases",
+}
 
 
 def main(arguments: Sequence[str], groups: Mapping[str, str] = GROUPS) -> int:
     """Write DIR/check.jsonl; returns the exit status."""
-    description = "Every operator against float64, forward and backward, in every dtype."
+    description = "Every operator against float64, the RL steps against each other, and every stage."
     options = parse("check", description, 150, arguments)
     # Compilation is bound by the host's processors.
     parallel = max(1, (os.cpu_count() or 1) // 2) if options.device == "cuda" else ON_CPU

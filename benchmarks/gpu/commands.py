@@ -1,4 +1,4 @@
-"""What `check` and `bench` have in common: their options, and groups of cases that become a file of lines."""
+"""What `check`, `bench` and `step` have in common: their options, and groups of cases that become a file of lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +20,19 @@ ON_CPU = 2
 """Processes side by side without a GPU, one thread each."""
 
 
-def parse(command: str, description: str, seconds: float, arguments: Sequence[str]) -> argparse.Namespace:
-    """``--out``, ``--seconds`` and ``--device`` of a command."""
+def parse(
+    command: str,
+    description: str,
+    seconds: float,
+    arguments: Sequence[str],
+    add: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> argparse.Namespace:
+    """``--out``, ``--seconds`` and ``--device`` of a command, and what it adds itself."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.gpu {command}", description=description)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=f"folder for {command}.jsonl")
     parser.add_argument("--seconds", type=float, default=seconds, help="what is not reached then is listed")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    add(parser)
     options = parser.parse_args(arguments)
     if options.seconds <= 0:
         parser.error(f"--seconds must be above 0, got {options.seconds:g}")

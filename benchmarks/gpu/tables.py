@@ -98,7 +98,7 @@ def bench(run: Run, picture: str | None) -> list[str]:
 
 def step(run: Run) -> list[str]:
     """Each kind of step with its phases."""
-    phases = list(dict.fromkeys(phase for line in run.lines for phase in line.get("seconds") or {}))
+    phases = list(dict.fromkeys(phase for line in run.lines for phase in line.get("phases") or {}))
     head = [
         "preset",
         "step",
@@ -112,7 +112,7 @@ def step(run: Run) -> list[str]:
     ]
     rows = []
     for line in run.lines:
-        seconds = line.get("seconds") or {}
+        seconds = line.get("phases") or {}
         rows.append(
             [
                 str(line.get("preset", "")),
@@ -204,10 +204,13 @@ def _timing(line: Line, ours: float | None) -> list[str]:
 
 
 def _difference(line: Line) -> str:
-    found = line.get("max_rel_grad_diff")
-    if found is None:
+    """Of the whole gradient, and of the worst tensor."""
+    if line.get("error") is None:
         return "–"
-    return f"{_small(found)} (allowed {_small(line['bound'])})" if line.get("bound") else _small(found)
+    worst = (
+        f"; {_small(line['max_rel_grad_diff'])} in the worst tensor" if "max_rel_grad_diff" in line else ""
+    )
+    return f"{_small(line['error'])} (allowed {_small(line['bound'])}){worst}"
 
 
 def _row(cells: Sequence[str]) -> str:

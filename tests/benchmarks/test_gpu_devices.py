@@ -17,7 +17,7 @@ from benchmarks.contenders import RACES
 from benchmarks.gpu import check_similarity_topk, subject
 from benchmarks.gpu.bench_cases import SIZES
 from benchmarks.gpu.cases import Setting, load
-from benchmarks.gpu.check import GROUPS
+from benchmarks.gpu.check import OPERATORS
 from benchmarks.problems import PROBLEMS
 from elva.ops import accuracy as rule
 from elva.ops.accuracy import Accuracy
@@ -51,7 +51,7 @@ def meta_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *a, **k: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
     monkeypatch.setattr(subject, "memory", lambda *a: nullcontext())
-    for group in GROUPS:
+    for group in OPERATORS:
         monkeypatch.setattr(f"benchmarks.gpu.check_{group}.memory", lambda *a: nullcontext())
     for module in (rule, check_similarity_topk):
         monkeypatch.setattr(module, "accuracy", compared)
@@ -78,10 +78,10 @@ def outcome(run) -> str:
     return "ran"
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", OPERATORS)
 def test_every_case_keeps_to_its_device(group: str):
     # Devices hang on no dtype: each case once.
-    cases = {case.key["case"]: case for case in load(GROUPS[group], Setting("meta", 1.0, ""))}
+    cases = {case.key["case"]: case for case in load(OPERATORS[group], Setting("meta", 1.0, ""))}
     outcomes = {name: outcome(case.run) for name, case in cases.items()}
     counts = Counter(outcomes.values())
     assert counts["ran"] > len(cases) // 3 or group == "similarity_topk", (

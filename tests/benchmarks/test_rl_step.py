@@ -7,19 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.gpu.presets import PRESETS
 from benchmarks.rl_problem import Setting, make_problem
-from benchmarks.rl_step import (
-    LIMIT,
-    STEPS,
-    SWEEP_LIMIT,
-    compare,
-    credits_seen,
-    gradients,
-    largest_difference,
-    learn,
-    roll_out,
-    whole_step,
-)
+from benchmarks.rl_step import LIMIT, compare, largest_difference
+from benchmarks.step_pair import STEPS, SWEEP_LIMIT, credits_seen, gradients, learn, roll_out, whole_step
 from tests.tagged import tagged_device, tagged_module
 
 SMALL = Setting(prompt_tokens=40, completion_tokens=4, num_generations=2, negatives=1, image_size=96)
@@ -77,9 +68,12 @@ def test_nothing_is_left_on_the_cpu(kind, tmp_path):
 
 
 def test_mixed_precision_runs_through_accelerates_wrapper(tmp_path):
-    plain, mixed = (
-        make_problem(SMALL, tmp_path / str(bf16), device="cpu", bf16=bf16) for bf16 in (False, True)
-    )
+    def problem(bf16: bool):
+        encoder = PRESETS["tiny"].encoder("cpu")
+        encoder.model.float()
+        return make_problem(SMALL, tmp_path / str(bf16), encoder=encoder, device="cpu", bf16=bf16)
+
+    plain, mixed = problem(False), problem(True)
     sides = roll_out(plain)
     found = []
     with credits_seen(plain) as seen:

@@ -25,7 +25,9 @@ and of `python -m benchmarks.gpu report DIR`, which writes this page. An error i
 twice that of plain PyTorch in the same dtype plus a small constant (`elva/ops/accuracy.py`). A contender is timed only
 where its own error is allowed in the same run; its inputs are bfloat16, the second-level cache is cold, and a time
 holds the host's launches. The floor is that of the bytes moved once or of the products, at the rates measured in the
-same run. "vs elva" is the contender's time over ours: above 1 we win.
+same run. "vs elva" is the contender's time over ours: above 1 we win. A step's MFU is its model's operations
+(`benchmarks/gpu/flops.py`) at the measured bfloat16 rate over its seconds; the two steps' gradients may lie
+√2 · 8 · 2⁻⁸ · √layers apart in bfloat16 ([why](architecture.md#mixed-precision)).
 """
 NOTHING = """
 **Not measured.** No GPU has run these commands yet; without one they run at small sizes, as a rehearsal

@@ -145,3 +145,17 @@ def test_attention_refuses_two_dtypes_without_autocast() -> None:
     query, key, value = (draw(LAYOUT.tokens, heads, 8).detach() for heads in (4, 2, 2))
     with pytest.raises(TypeError, match=r"value has dtype torch\.bfloat16; expected that of query"):
         ops.shared_prefix_attention(query, key, value.bfloat16(), LAYOUT)
+
+
+def test_a_compiled_function_under_autocast_is_one_graph_and_the_same() -> None:
+    query, keys = draw(6, 64), draw(9, 64)
+
+    def loss(q: Tensor, k: Tensor) -> Tensor:
+        with torch.autocast(DEVICE, dtype=torch.bfloat16):
+            return ops.infonce(q, k).sum()
+
+    expected = loss(query, keys)
+    grads = torch.autograd.grad(expected, (query, keys))
+    found = torch.compile(loss, fullgraph=True, backend="aot_eager")(query, keys)
+    assert torch.equal(found, expected)
+    assert_equal(list(torch.autograd.grad(found, (query, keys))), list(grads))

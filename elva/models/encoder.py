@@ -283,7 +283,7 @@ class MultimodalEncoder:
     def token_logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., H]: the language model's head, in its dtype or autocast's."""
         with self._autocast():
-            return self.base_model.get_output_embeddings()(hidden.to(self.head().weight.dtype))
+            return self.base_model.get_output_embeddings()(hidden.to(head_of(self.base_model).weight.dtype))
 
     def generate_summaries(
         self,
@@ -318,7 +318,7 @@ class MultimodalEncoder:
     def _special_ids(self) -> SpecialIds:
         known = self.tokenizer.get_vocab()
         stop = known["<|im_end|>"]
-        beyond = range(len(self.tokenizer), self.head().weight.shape[0])
+        beyond = range(len(self.tokenizer), head_of(self.base_model).weight.shape[0])
         banned = [known[token] for token in BANNED_TOKENS if token in known]
         return SpecialIds(self.ret_id, (stop,), (*banned, *beyond))
 

@@ -123,7 +123,7 @@ def load_image_processor(name: str, backend: str | None = None) -> Any:
 
 
 def image_backend(image_processor: Any) -> str:
-    """ "pil" or "torchvision". What transformers saves of an image processor does not tell."""
+    """Which of `IMAGE_BACKENDS` it is; what transformers saves of an image processor does not tell."""
     return "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
 
 

@@ -79,6 +79,11 @@ def test_nothing_of_the_embeddings_size_is_made(own_encoder, mixed_inputs):
             encoder.generate_summaries(batch, num_generations=2, max_new_tokens=3)
             encoder.hidden_states(batch, model=encoder.model)
     assert 0 < made.elements < size
+    # nor for a head in another precision, where only its size or dtype is asked for
+    encoder.autocast_dtype = torch.bfloat16
+    with torch.no_grad(), LargestResult() as made:
+        encoder._special_ids()
+    assert made.elements < size
     with torch.no_grad(), LargestResult() as made:
         TrainableTokensLayer.forward(
             encoder.base_model.get_input_embeddings().token_adapter, torch.tensor([1])

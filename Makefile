@@ -4,14 +4,20 @@ VENV ?= .venv
 # More options for the line that installs torch, e.g. TORCH_ARGS="--index-url …" to choose its CPU or another CUDA build.
 TORCH_ARGS ?=
 PYTEST_ARGS ?=
+# Two processes with one thread each are faster on two cores than one process with two.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1
 DEMO_ARGS ?=
 
 CONSTRAINTS := requirements/constraints.txt
+FLOOR := requirements/floor.txt
+FLOOR_VENV ?= .venv-floor
+# What `make test-floor` runs.
+FLOOR_TESTS := $(addprefix tests/,cli data evaluation integrations losses models ops training)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard setup.py CMakeLists.txt kernels/cpu/*)
 
-.PHONY: help demo test test-all lint format types build benchmark gpu-rehearsal clean
+.PHONY: help demo test test-all test-floor lint format types build benchmark gpu-rehearsal clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -20,10 +26,16 @@ demo: build ## train and compare on drawn scenes: base, text, instruct, then thr
 	$(BIN)/elva demo $(DEMO_ARGS)
 
 test: build ## the tests, without those marked slow
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS)
 
 test-all: build ## every test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-floor: $(FLOOR_VENV)/.built ## tests on the oldest promised versions, from a bare checkout without the C++ kernels
+	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+	    git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy" && \
+	    python=$$(realpath --no-symlinks $(FLOOR_VENV)/bin/python) && cd "$$copy" && \
+	    $(SIDE_BY_SIDE) PYTHONPATH="$$copy" $$python -m pytest -n 2 -m "not slow" $(FLOOR_TESTS) $(PYTEST_ARGS)
 
 lint: build ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -57,6 +69,12 @@ $(VENV)/.torch: $(CONSTRAINTS)
 	$(PIP) install --quiet -c $(CONSTRAINTS) --upgrade pip setuptools
 	$(PIP) install -c $(CONSTRAINTS) $(TORCH_ARGS) torch
 	$(PIP) install --quiet -c $(CONSTRAINTS) cmake ninja
+	@touch $@
+
+$(FLOOR_VENV)/.built: $(FLOOR)
+	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH_ARGS) $$(grep ^torch= $(FLOOR))
+	$(FLOOR_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -r $(FLOOR)
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.torch pyproject.toml $(NATIVE)

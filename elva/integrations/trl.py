@@ -63,6 +63,7 @@ class ELVAReward:
             raise TypeError(
                 f"embed: {type(embed).__name__} given, expected a function or an object with encode()"
             )
+        self.__name__ = type(self).__name__  # TRL before 1.9 logs a reward by it
         self.options: dict[str, Any] = {
             "alpha": alpha,
             "epsilon": epsilon,

@@ -117,7 +117,8 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
 
 def load_image_processor(name: str, backend: str | None = None) -> Any:
     """transformers' image processor of a directory or hub name; ``backend`` as in `EncoderConfig.image_backend`."""
-    from transformers import AutoImageProcessor
+    # From its own module: where torchvision is absent, transformers before 5.18 has a stub by that name in its root.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     return AutoImageProcessor.from_pretrained(name, **({} if backend is None else {"backend": backend}))
 

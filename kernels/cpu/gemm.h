@@ -14,7 +14,8 @@ inline void multiply(const torch::stable::Tensor& a, const torch::stable::Tensor
                      const torch::stable::Tensor& out) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
                                     torch::stable::detail::from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  // Not STABLE_TORCH_ERROR_CODE_CHECK, which torch 2.10 and 2.11 do not have.
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<torch::stable::Tensor>(stack[0]);  // takes over the returned handle
 }
 

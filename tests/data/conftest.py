@@ -3,10 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
-from elva.data.mbeir import Candidate, Query
-from elva.data.writer import MBEIRWriter
 
 CAPTIONS = (
     "Two small dogs run on a beach",
@@ -29,6 +25,12 @@ CHANGES = (
 @pytest.fixture
 def paper_rows(tmp_path: Path) -> Path:
     """The four rows of the paper's MRBench in miniature, and a fifth that does not belong to it."""
+    # Not at the top: pytest stops at a conftest.py that lacks a package.
+    from PIL import Image
+
+    from elva.data.mbeir import Candidate, Query
+    from elva.data.writer import MBEIRWriter
+
     root = tmp_path / "source"
     with MBEIRWriter(root) as writer:
         writer.add_instruction("text", "image", "mscoco", 9, ["Find a picture of this caption."])

@@ -9,10 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
-
-from elva.data.mbeir import Candidate, Grain, Query
-from elva.data.writer import MBEIRWriter
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 SIZES = {"small": 12, "large": 40}
@@ -54,6 +50,8 @@ class WordEncoder:
         return embeddings, [" ".join(kept) if generative else "" for kept in words]
 
     def words(self, item: object) -> list[str]:
+        from PIL import Image
+
         text = item if isinstance(item, str) else item["text"]  # type: ignore[index]
         words = [word.strip(".,") for word in (text or "").lower().split()]
         image = None if isinstance(item, str) else item["image"]  # type: ignore[index]
@@ -78,6 +76,12 @@ def root(tmp_path: Path) -> Path:
 
 
 def build(path: Path) -> Path:
+    # Not at the top: pytest stops at a conftest.py that lacks a package.
+    from PIL import Image
+
+    from elva.data.mbeir import Candidate, Grain, Query
+    from elva.data.writer import MBEIRWriter
+
     kinds = [(colour, size) for colour in COLOURS for size in SIZES]
     with MBEIRWriter(path) as writer:
         for name, number in (("toys", 20), ("toys_multigrain", 21)):

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from torch.nn import functional as F
 
-from elva.models import MultimodalEncoder, tiny
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from elva.models import MultimodalEncoder
 
 TEXTS = [
     "a red cat sleeps on a blue mat",
@@ -19,6 +22,9 @@ TEXTS = [
 
 
 def draw(colour: str, size: tuple[int, int] = (96, 96)) -> Image.Image:
+    # Not at the top: pytest stops at a conftest.py that lacks a package.
+    from PIL import Image, ImageDraw
+
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).ellipse((10, 20, size[0] - 20, size[1] - 10), fill=colour, outline="black")
     return image
@@ -27,12 +33,16 @@ def draw(colour: str, size: tuple[int, int] = (96, 96)) -> Image.Image:
 @pytest.fixture(scope="session")
 def tiny_encoder() -> MultimodalEncoder:
     """Shared by the session: tests must not change it."""
+    from elva.models import tiny
+
     return tiny.create(TEXTS, seed=0)
 
 
 @pytest.fixture
 def own_encoder() -> MultimodalEncoder:
     """A fresh one for tests that train or wrap it."""
+    from elva.models import tiny
+
     return tiny.create(TEXTS, seed=0)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from elva.models import EncoderConfig, MultimodalEncoder, tiny
 from elva.models.processing import image_backend
@@ -154,13 +154,13 @@ def test_the_image_processor_is_of_the_kind_that_was_saved(
     if settings == "removed":
         file.unlink()
     seen = []
-    load = transformers.AutoImageProcessor.from_pretrained
+    load = AutoImageProcessor.from_pretrained
 
     def spy(name, **options):
         seen.append(options)
         return load(name, **options)
 
-    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", spy)
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", spy)
     loaded = MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
     assert seen == [asked]
     if settings == "kept":

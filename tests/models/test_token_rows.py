@@ -116,7 +116,7 @@ def test_another_kind_of_embedding_is_refused():
     class Scaled(nn.Embedding):
         pass
 
-    model = nn.Sequential(TrainableTokensLayer(Scaled(4, 3), "default"))
+    model = nn.Sequential(TrainableTokensLayer(Scaled(4, 3), "default", [0]))
     with pytest.raises(
         TypeError, match=r"tokens are trained in a Scaled, expected nn\.Embedding or nn\.Linear"
     ):

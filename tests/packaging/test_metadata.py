@@ -44,15 +44,15 @@ def names(*extras: str) -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in requirements(*extras)}
 
 
-def pins() -> dict[str, str]:
-    """name -> version of requirements/constraints.txt; fails on a line that is no exact version."""
+def pins(file: str = "constraints.txt") -> dict[str, str]:
+    """name -> version of requirements/``file``; fails on a line that is no exact version."""
     found: dict[str, str] = {}
-    for line in (ROOT / "requirements" / "constraints.txt").read_text().splitlines():
+    for line in (ROOT / "requirements" / file).read_text().splitlines():
         if not line or line.startswith("#"):
             continue
         match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)(; .+)?", line)
-        assert match, f"requirements/constraints.txt: {line!r} is not of the form name==version"
-        assert match[1] not in found, f"requirements/constraints.txt pins {match[1]} twice"
+        assert match, f"requirements/{file}: {line!r} is not of the form name==version"
+        assert match[1] not in found, f"requirements/{file} pins {match[1]} twice"
         found[match[1]] = match[2]
     return found
 
@@ -99,6 +99,30 @@ def test_pinned_versions_lie_within_the_ranges() -> None:
     for line in PYPROJECT["build-system"]["requires"]:
         requirement = Requirement(line)
         assert requirement.specifier.contains(pinned[requirement.name])
+
+
+def lower_bound(requirement: Requirement) -> str:
+    (bound,) = [part.version for part in requirement.specifier if part.operator == ">="]
+    return bound
+
+
+def test_lower_bounds_are_versions_that_were_tried() -> None:
+    """Those of floor.txt; of rivals and tools, which are not in it, the tested ones."""
+    floor, tested = pins("floor.txt"), pins()
+    build = map(Requirement, PYPROJECT["build-system"]["requires"])
+    for requirement in [*requirements(), *build]:
+        name = canonicalize_name(requirement.name)
+        if name in UNTESTED | {"torch"}:
+            continue
+        tried = floor.get(name, tested[name])
+        bound = lower_bound(requirement)
+        assert f"{tried}.".startswith(f"{bound}."), f"{requirement}, but {name}=={tried} is what was tried"
+    # So large that it is the tested one there too; the oldest was tried by hand.
+    torch = Requirement(*PROJECT["dependencies"])
+    assert (
+        f"the oldest, {lower_bound(torch)}, was tried by hand"
+        in (ROOT / "requirements" / "floor.txt").read_text()
+    )
 
 
 def test_the_command_is_callable() -> None:

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from elva.data.scenes import generate
-from elva.models import MultimodalEncoder, tiny
 from elva.ops import LinearLogprob
-from elva.training.examples import TrainingData, corpus
 
 
 @pytest.fixture(scope="session")
 def mini_scenes(tmp_path_factory) -> Path:
     """A small drawn data set: enough to train on, quick to draw."""
+    # Not at the top: pytest stops at a conftest.py that lacks a package.
+    from elva.data.scenes import generate
+
     root = tmp_path_factory.mktemp("data") / "scenes"
     generate(root, 40, seed=0)
     return root
@@ -22,6 +22,9 @@ def mini_scenes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def untrained_model(mini_scenes, tmp_path_factory) -> Path:
     """A saved tiny model without any training: what the stages start from in these tests."""
+    from elva.models import tiny
+    from elva.training.examples import TrainingData, corpus
+
     path = tmp_path_factory.mktemp("model") / "tiny"
     tiny.create(corpus(TrainingData(mini_scenes)), seed=0).save_pretrained(path)
     return path
@@ -30,6 +33,8 @@ def untrained_model(mini_scenes, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def untied_model(untrained_model, tmp_path_factory) -> Path:
     """The same with a head of its own."""
+    from elva.models import MultimodalEncoder
+
     encoder = MultimodalEncoder.from_pretrained(untrained_model)
     head = encoder.model.lm_head
     head.weight = nn.Parameter(

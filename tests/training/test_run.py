@@ -34,6 +34,11 @@ STAGES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _the_command() -> None:
+    pytest.importorskip("typer", reason="typer, which the command is written in, is not installed")
+
+
 def command(stage, data, model, output):
     settings = [f"data={data}", f"model={'tiny' if stage == 'base' else model}", f"output={output}", "seed=3"]
     settings += [*TRAINER, "trainer.disable_tqdm=true", "trainer.learning_rate=1e-2", *STAGES[stage]]

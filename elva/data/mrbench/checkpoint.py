@@ -26,9 +26,9 @@ class CheckpointJudge:
                 f"the judge {name} is no directory, expected one with a Qwen-VL checkpoint"
             )
         import torch
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-        from elva.models.processing import InputProcessor
+        from elva.models.processing import InputProcessor, load_image_processor
         from elva.models.prompts import PromptTemplate
 
         self.name = f"{name} through transformers"
@@ -37,7 +37,7 @@ class CheckpointJudge:
         model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
         self._model = model.to(device).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
-        image_processor = AutoImageProcessor.from_pretrained(name)
+        image_processor = load_image_processor(name)
         self._process = InputProcessor(self._tokenizer, image_processor, PromptTemplate("judge", ""))
 
     def reads(self, question: Question) -> bool:

@@ -1,7 +1,7 @@
 """Other libraries' operators, called as their own documentation has it; a rival that cannot run here says why.
 
-Each function raises the standard library's SkipTest with "not installed" or "needs a GPU", which pytest takes for a
-skip; the saved run keeps it and the report prints it.
+Each function raises the standard library's SkipTest with "<module> is not installed" or "needs a GPU", which pytest
+takes for a skip; the saved run keeps it and the report prints it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 def require(module: str, *, gpu: bool, device: str) -> None:
     """Skip unless the rival's package is there and, where it has nothing else, a GPU."""
     if find_spec(module) is None:
-        raise SkipTest("not installed")
+        raise SkipTest(f"{module} is not installed")
     if gpu and device != "cuda":
         raise SkipTest("needs a GPU")
 

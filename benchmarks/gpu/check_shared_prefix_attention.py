@@ -110,7 +110,7 @@ def cases(setting: Setting) -> Iterator[Case]:
 def backend_for(name: str, device: str, dtype: torch.dtype) -> Backend:
     """The back-end, or the reason why there is none."""
     if find_spec(PACKAGES[name]) is None:
-        raise SkipTest("not installed")
+        raise SkipTest(f"{PACKAGES[name]} is not installed")
     if name != "sdpa" and device != "cuda":
         raise SkipTest("needs a GPU")
     if dtype not in ALLOWED[name]:

@@ -59,7 +59,7 @@ def test_a_saved_run_becomes_a_report(tmp_path, capsys):
     assert "node" not in run["machine_info"]
     (skipped,) = run["skipped"]
     assert skipped["contender"] == "Liger, cross-entropy"
-    assert skipped["reason"] in ("not installed", "needs a GPU")
+    assert skipped["reason"] in ("liger_kernel is not installed", "needs a GPU")
     page = tmp_path / "benchmarks.md"
     main([saved], page)
     text = page.read_text()

@@ -27,11 +27,14 @@ def reason(function, *arguments, **options) -> str:
 
 
 def test_why_a_rival_does_not_run(monkeypatch):
-    assert reason(rivals.require, "no_such_library", gpu=False, device="cuda") == "not installed"
+    assert (
+        reason(rivals.require, "no_such_library", gpu=False, device="cuda")
+        == "no_such_library is not installed"
+    )
     assert reason(rivals.require, "torch", gpu=True, device="cpu") == "needs a GPU"
     rivals.require("torch", gpu=True, device="cuda")
     monkeypatch.setattr(rivals, "find_spec", lambda name: None)
-    assert reason(rivals.inf_cl, torch.ones(2, 16), torch.ones(2, 16), 0.1) == "not installed"
+    assert reason(rivals.inf_cl, torch.ones(2, 16), torch.ones(2, 16), 0.1) == "inf_cl is not installed"
 
 
 @pytest.mark.parametrize("contender", CACHED)

@@ -55,7 +55,8 @@ def test_a_saved_run_becomes_a_report(tmp_path, capsys):
     run_pytest("--benchmark", "-k", CASE, f"--benchmark-json={saved}")
     run = json.loads(saved.read_text())
     (row,) = run["benchmarks"]
-    assert 0 < row["extra_info"]["share_of_ceiling"] < 1.5
+    # Well above 1 where another test took the machine while the ceiling was measured; a wrong unit is 1000 times off.
+    assert 0 < row["extra_info"]["share_of_ceiling"] < 20
     assert "node" not in run["machine_info"]
     (skipped,) = run["skipped"]
     assert skipped["contender"] == "Liger, cross-entropy"

@@ -16,12 +16,8 @@ def run_interpreted() -> Callable[[str], None]:
 
     It does so for a whole process, hence a process of its own.
     """
-    triton, numpy = (_major_minor(version(name)) for name in ("triton", "numpy"))
-    if triton < (3, 7) and numpy >= (2, 4):
-        pytest.skip(
-            f"the interpreter of triton {version('triton')} fails with numpy {version('numpy')}; "
-            "it needs triton >= 3.7 or numpy < 2.4"
-        )
+    if reason := interpreter_fault(version("triton"), version("numpy")):
+        pytest.skip(reason)
 
     def run(file: str) -> None:
         done = subprocess.run(
@@ -38,5 +34,9 @@ def run_interpreted() -> Callable[[str], None]:
     return run
 
 
-def _major_minor(number: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in number.split(".")[:2])
+def interpreter_fault(triton: str, numpy: str) -> str | None:
+    """Why Triton's interpreter cannot be used beside this NumPy; None where it can."""
+    older, newer = ([int(part) for part in number.split(".")[:2]] for number in (triton, numpy))
+    if older < [3, 7] and newer >= [2, 4]:
+        return f"the interpreter of triton {triton} fails with numpy {numpy}: it needs triton >= 3.7 or numpy < 2.4"
+    return None

@@ -1,4 +1,4 @@
-"""Which pairs of Triton and NumPy the tests in Triton's interpreter are skipped on: old Tritons fail with new NumPys."""
+"""The pairs of Triton and NumPy on which the tests in Triton's interpreter are skipped."""
 
 from __future__ import annotations
 

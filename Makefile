@@ -34,8 +34,8 @@ test-all: build ## every test
 test-floor: $(FLOOR_VENV)/.built ## tests on the oldest promised versions, from a bare checkout without the C++ kernels
 	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 	    git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy" && \
-	    python=$$(realpath --no-symlinks $(FLOOR_VENV)/bin/python) && cd "$$copy" && \
-	    $(SIDE_BY_SIDE) PYTHONPATH="$$copy" $$python -m pytest -n 2 -m "not slow" $(FLOOR_TESTS) $(PYTEST_ARGS)
+	    cd "$$copy" && \
+	    $(SIDE_BY_SIDE) PYTHONPATH="$$copy" $(abspath $(FLOOR_VENV))/bin/python -m pytest -n 2 -m "not slow" $(FLOOR_TESTS) $(PYTEST_ARGS)
 
 lint: build ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -61,10 +61,12 @@ gpu-rehearsal: build ## what benchmarks.gpu asks of a GPU, on the CPU at small s
 
 build: $(VENV)/.built ## the virtual environment, the pinned dependencies, the native kernels
 
+CHECK_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "elva needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+
 # torch goes in by itself first: with it in place no other package asks for another build of it.
 $(VENV)/.torch: $(CONSTRAINTS)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-	    "elva needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(CHECK_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -c $(CONSTRAINTS) --upgrade pip setuptools
 	$(PIP) install -c $(CONSTRAINTS) $(TORCH_ARGS) torch
@@ -72,6 +74,7 @@ $(VENV)/.torch: $(CONSTRAINTS)
 	@touch $@
 
 $(FLOOR_VENV)/.built: $(FLOOR)
+	$(CHECK_PYTHON)
 	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
 	$(FLOOR_VENV)/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH_ARGS) $$(grep ^torch= $(FLOOR))
 	$(FLOOR_VENV)/bin/python -m pip --disable-pip-version-check install --quiet -r $(FLOOR)

@@ -6,8 +6,10 @@ ends with POISONED, and another one goes on with the next case.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -23,6 +25,7 @@ TRACE = 6000
 
 
 def main() -> None:
+    _end_with_parent()
     request = json.loads(sys.argv[1])
     setting = Setting(**request["setting"])
     os.set_inheritable(request["pipe"], False)  # the pipe ends with this process, not with its compilers
@@ -46,6 +49,13 @@ def main() -> None:
     sys.stderr.flush()
     # Without the interpreter's tidying up, which a poisoned context can make hang.
     os._exit(POISONED if lost else 0)
+
+
+def _end_with_parent() -> None:
+    """Linux ends this process, even one that hangs in a kernel, as soon as the command's own is gone."""
+    if sys.platform == "linux":
+        parent_death_signal = 1
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
 def outcome(case: Case, device: str) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu.cases import Setting
-from benchmarks.gpu.lines import LineFile
+from benchmarks.gpu.lines import STATUSES, LineFile
 from benchmarks.gpu.machine import machine_line
 from benchmarks.gpu.workers import Line, Workers
 
-STATUSES = ("ok", "failed", "skipped", "not reached")
 ON_CPU = 2
 """Processes side by side without a GPU, one thread each."""
 
@@ -34,8 +33,10 @@ def parse(
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     add(parser)
     options = parser.parse_args(arguments)
-    if options.seconds <= 0:
+    if not options.seconds > 0:
         parser.error(f"--seconds must be above 0, got {options.seconds:g}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out: {options.out} is no folder")
     options.begin = time.monotonic()  # importing torch is part of the time
     import torch
 
@@ -53,14 +54,16 @@ def run(
     parallel: int,
     arguments: Sequence[str],
 ) -> int:
-    """Run stages of groups into DIR/`command`.jsonl and sum up on the last line; 1 if anything failed.
+    """Run stages of groups into DIR/`command`.jsonl and sum up on the last line; 1 if one failed or none was reached.
 
-    The ``rate`` of a line becomes a ceiling for the stages behind its own.
+    The ``rate`` of a line becomes a ceiling for the stages behind its own. The file's last line says that it is whole.
     """
     path = options.out / f"{command}.jsonl"
     counts: Counter[str] = Counter()
     rates: dict[str, float] = {}
     with LineFile(path) as file, tempfile.NamedTemporaryFile() as lock:
+        if file.earlier is not None:
+            print(f"{path} was there already: it is {file.earlier} now", flush=True)
         machine = machine_line(command, options.device, arguments)
         file.write(machine)
         print(f"{machine['machine']}, torch {machine['versions']['torch']}", flush=True)
@@ -72,11 +75,20 @@ def run(
                 rates[line["contender"]] = line["rate"]
 
         setting = Setting(options.device, options.seconds, lock.name)
-        for groups in stages:
-            workers = Workers(
-                replace(setting, ceilings=dict(rates)), parallel, write, lambda text: print(text, flush=True)
-            )
-            workers.run(groups, options.begin + options.seconds)
-    summary = ", ".join(f"{counts[status]} {status}" for status in STATUSES)
-    print(f"{command}: {summary} in {time.monotonic() - options.begin:.0f} s -> {path}", flush=True)
-    return 1 if counts["failed"] else 0
+        end = "cut off after"
+        try:
+            for groups in stages:
+                workers = Workers(
+                    replace(setting, ceilings=dict(rates)),
+                    parallel,
+                    write,
+                    lambda text: print(text, flush=True),
+                )
+                workers.run(groups, options.begin + options.seconds)
+            file.write({"command": command, "closed": True, "counts": dict(counts)})
+            end = "in"
+        finally:
+            summary = ", ".join(f"{counts[status]} {status}" for status in STATUSES)
+            seconds = time.monotonic() - options.begin
+            print(f"{command}: {summary} {end} {seconds:.0f} s -> {path}", flush=True)
+    return 1 if counts["failed"] or set(counts) == {"not reached"} else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import re
@@ -12,6 +13,9 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("check", "bench", "step")
+STATUSES = ("ok", "failed", "skipped", "not reached")
+INFINITIES = ("inf", "-inf", "nan")
 
 
 class DamagedLines(ValueError):
@@ -19,11 +23,16 @@ class DamagedLines(ValueError):
 
 
 class LineFile:
-    """A file to which each line goes at once."""
+    """A file to which each line goes at once; one that is there already is `set_aside`.
+
+    Raises OSError where it cannot be written, and BlockingIOError where another process is writing it.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("w", encoding="utf-8")
+        self.earlier = set_aside(path)
+        self._file = path.open("x", encoding="utf-8")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(dumped(line) + "\n")
@@ -36,6 +45,21 @@ class LineFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename ``name.jsonl`` to the first of ``name.1.jsonl``, ``name.2.jsonl`` … that is free, if it is there."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{path}: another run is writing it; give this one another --out") from None
+        number = 1
+        while (target := path.with_suffix(f".{number}.jsonl")).exists():
+            number += 1
+        return path.rename(target)
 
 
 def dumped(line: dict[str, Any]) -> str:
@@ -52,25 +76,43 @@ def dumped(line: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All lines of a file.
+    """All lines of a file; without the last one where the disk was full, or the process ended, in the middle of it.
 
     Raises:
-        DamagedLines: the file is missing or empty, or a line is no JSON object.
+        DamagedLines: the file is missing or empty, or a line is none of ours.
     """
     if not path.is_file():
-        raise DamagedLines(f"{path}: no such file")
+        raise DamagedLines(f"{path}: {'no file' if path.exists() else 'no such file'}")
     found = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    *whole, _ = path.read_bytes().split(b"\n")
+    for number, text in enumerate(whole, start=1):
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DamagedLines(f"{path}:{number}: no JSON ({error.msg}): {text[:80]!r}") from error
-        if not isinstance(line, dict) or "command" not in line:
-            raise DamagedLines(f'{path}:{number}: expected an object with "command", got {text[:80]!r}')
+            line = json.loads(text.decode())
+        except ValueError as error:
+            raise DamagedLines(f"{path}:{number}: no JSON ({error}): {text[:80]!r}") from error
+        if problem := _problem(line):
+            raise DamagedLines(f"{path}:{number}: {problem}, got {text[:80]!r}")
         found.append(line)
     if not found:
         raise DamagedLines(f"{path}:1: the file is empty; expected the line of the machine first")
     return found
+
+
+def _problem(line: Any) -> str | None:
+    """What a line lacks of those that `check`, `bench` and `step` write."""
+    if not isinstance(line, dict) or line.get("command") not in COMMANDS:
+        return f'expected an object whose "command" is one of {", ".join(COMMANDS)}'
+    if "machine" in line:
+        return None if isinstance(line["machine"], str) else 'expected a name as "machine"'
+    if line.get("closed"):
+        return None
+    if line.get("status") not in STATUSES:
+        return f'expected a "status" of {", ".join(STATUSES)}'
+    for name in ("error", "bound"):
+        value = line.get(name)
+        if not isinstance(value, int | float | None) and value not in INFINITIES:
+            return f'expected a number as "{name}"'
+    return None
 
 
 def without_paths(text: str) -> str:

@@ -81,7 +81,7 @@ def _checked_out(git: Path) -> str | None:
             if (folder / name).exists():
                 return (folder / name).read_text().strip()
         packed = (common / "packed-refs").read_text()
-    except OSError:
+    except (OSError, ValueError):  # absent, or no text
         return None
     found = re.search(rf"^([0-9a-f]{{40,}}) {re.escape(name)}$", packed, re.MULTILINE)
     return found[1] if found else None

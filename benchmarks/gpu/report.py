@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.gpu import tables
 from benchmarks.gpu.lines import ROOT, DamagedLines
-from benchmarks.gpu.results import Results, Run, read_folder, read_kept
+from benchmarks.gpu.results import Results, Run, collect, read_folder, read_runs
 from elva.files import atomic_file
 
 PAGE = "gpu.md"
@@ -36,7 +36,7 @@ NOTHING = """
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the page, its picture and the kept lines; returns the exit status."""
+    """Write the page, its pictures and, of GPUs, the lines; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu report", description="Turn results into docs/gpu.md."
     )
@@ -51,33 +51,29 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="what is kept")
     options = parser.parse_args(arguments)
     try:
-        for results in [
-            read_folder(folder) for folder in options.folders
-        ]:  # all can be read before any is kept
-            keep(results, options.results)
-        found = [read_kept(path) for path in sorted(options.results.glob("gpu-*.jsonl"))]
+        new = [run for folder in options.folders for run in read_folder(folder)]
+        kept = [run for path in sorted(options.results.glob("gpu-*.jsonl")) for run in read_runs(path)]
     except DamagedLines as error:
         print(f"benchmarks.gpu report: {error}", file=sys.stderr)
         return 1
-    write_page(found, options.docs)
+    found = collect([*kept, *new])
+    write_page([found[name] for name in sorted(found)], options.docs)
+    for name in {run.name for run in new if run.on_gpu}:
+        with atomic_file(options.results / f"{name}.jsonl") as temporary:
+            temporary.write_text(found[name].text(), encoding="utf-8")
     print(f"report: {len(found)} results -> {options.docs / PAGE}")
     return 0
 
 
-def keep(results: Results, folder: Path) -> None:
-    """Into the file of its device and day, in the place of earlier lines of the same commands."""
-    path = folder / f"{results.name}.jsonl"
-    if path.exists():
-        results = Results({**read_kept(path).runs, **results.runs})
-    with atomic_file(path) as temporary:
-        temporary.write_text(results.text(), encoding="utf-8")
-
-
 def write_page(found: Sequence[Results], docs: Path) -> None:
-    """docs/gpu.md and a roofline for every result with times."""
+    """docs/gpu.md and a roofline for every result with times; GPUs first, then rehearsals without one."""
     text = [HEADER]
+    if not any(results.first.on_gpu for results in found):
+        text += [NOTHING.strip(), ""]
     for number, results in enumerate(found, start=1):
-        text += [f"## {results.machine['machine']}, {str(results.machine.get('date', 'undated'))[:10]}", ""]
+        first = results.first
+        what = "" if first.on_gpu else " (a rehearsal on a CPU at small sizes; it says nothing about a GPU)"
+        text += [f"## {first.machine['machine']}, {first.date[:10]}{what}", ""]
         if "check" in results.runs:
             text += tables.check(results.runs["check"])
         if "bench" in results.runs:
@@ -86,11 +82,14 @@ def write_page(found: Sequence[Results], docs: Path) -> None:
         if "step" in results.runs:
             text += tables.step(results.runs["step"])
     with atomic_file(docs / PAGE) as temporary:
-        temporary.write_text("\n".join(text).rstrip() + "\n" if found else HEADER + NOTHING, encoding="utf-8")
+        temporary.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
 
 
 def roofline(run: Run, path: Path) -> bool:
-    """Operations a byte against operations a second, ours only, under the measured ceilings; False without any."""
+    """Operations a byte against operations a second, ours only, under the measured ceilings; False without any.
+
+    Without matplotlib there is no picture, which is said.
+    """
     rates = {line["contender"]: line["rate"] for line in run.lines if "rate" in line}
     ours = [
         line
@@ -99,8 +98,11 @@ def roofline(run: Run, path: Path) -> bool:
     ]
     if not ours or not {"copy", "bfloat16"} <= rates.keys():
         return False
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("report: matplotlib is not installed, so there is no roofline picture")
+        return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.gpu.commands import STATUSES
+from benchmarks.gpu.lines import STATUSES
 from benchmarks.gpu.results import Line, Run
 
 OURS = "elva"
@@ -27,7 +27,10 @@ def machine(run: Run) -> list[str]:
         facts.append(f"compute capability {line['capability']}, driver {line.get('driver') or 'unknown'}")
     facts.append(f"commit {str(line.get('commit', 'unknown'))[:12]}")
     facts.append(str(line.get("date", "undated")))
-    return [f"{'; '.join(facts)}. `{line.get('arguments', '')}`", ""]
+    text = [f"{'; '.join(facts)}. `{line.get('arguments', '')}`", ""]
+    if not run.whole:
+        text += ["**Cut off**: the command did not reach its end, so cases are missing here.", ""]
+    return text
 
 
 def check(run: Run) -> list[str]:
@@ -39,7 +42,7 @@ def check(run: Run) -> list[str]:
     summary = ", ".join(f"{total[status]} {status}" for status in STATUSES)
     rows = [[*key, *(str(count[status]) for status in STATUSES)] for key, count in sorted(counts.items())]
     nearest = [line for line in run.lines if line["status"] == "ok" and line.get("bound")]
-    nearest.sort(key=lambda line: line["error"] / line["bound"], reverse=True)
+    nearest.sort(key=lambda line: float(line["error"]) / float(line["bound"]), reverse=True)
     text = ["### Check", "", *machine(run), f"{summary}.", ""]
     text += table(["operator", "dtype", *STATUSES], rows, right=2)
     if nearest:

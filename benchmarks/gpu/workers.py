@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from benchmarks.gpu.cases import Setting, load
+from benchmarks.gpu.cases import Setting
 from benchmarks.gpu.child import POISONED, TRACE
 from benchmarks.gpu.lines import without_paths
 
@@ -158,7 +158,9 @@ class Workers:
         if group.running is not None:
             slow = time.monotonic() - group.since > CASE_SECONDS
         how = f"took longer than {CASE_SECONDS:.0f} s" if slow else f"the process died: {_said(code)}"
-        failed = {"status": "failed", "reason": how, "traceback": group.tail()}
+        tail = group.tail()
+        how += f": {last[-1][:300]}" if (last := tail.strip().splitlines()) else ""
+        failed = {"status": "failed", "reason": how, "traceback": tail}
         progress = group.running is not None or code in (0, POISONED) or group.done > group.first
         if group.running is not None:
             group.done = group.running + 1
@@ -181,19 +183,13 @@ class Workers:
         self._say(f"{group.name}: {counts} in {time.monotonic() - group.began:.0f} s")
 
     def _not_reached(self, group: _Group, reason: str = "") -> None:
-        for index in range(group.done, len(group.keys) or len(self._list(group))):
+        # Asking a group that has not begun for its cases would import what they need, after the time was up.
+        group.keys = group.keys or [{"operator": group.name, "case": "all of them"}]
+        for index in range(group.done, len(group.keys)):
             why = reason or ("it was running when the time was up" if index == group.running else "")
             line = {"status": "not reached", "reason": why or "the time was up", "seconds": 0.0}
             group.counts["not reached"] += 1
             self._write({**group.keys[index], **line})
-
-    def _list(self, group: _Group) -> list[Line]:
-        """The cases of a group whose process has not told them."""
-        try:
-            group.keys = [case.key for case in load(group.source, self._setting)]
-        except Exception:
-            group.keys = [{"operator": group.name, "case": "all"}]
-        return group.keys
 
     def _kill(self, group: _Group) -> None:
         assert group.process is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,6 +71,7 @@ def run_checks() -> list[Check]:
     from elva.ops.table import OPERATORS
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    warnings.simplefilter("ignore", RuntimeWarning)  # that the C++ kernels are absent is said above the table
     return [
         check_operator(operator, device, getattr(torch, name))
         for operator in OPERATORS.values()

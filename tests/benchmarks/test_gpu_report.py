@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.gpu.lines import LineFile
 from benchmarks.gpu.report import HEADER, NOTHING, main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +56,7 @@ def timing(contender: str, milliseconds: float, **more: Any) -> dict[str, Any]:
     }
 
 
+FIRST = json.dumps({"command": "check", **MACHINE}) + "\n"
 TRACE = "Traceback\n  in kernel\nRuntimeError: a|b"
 CHECK = [
     case("infonce", "forward and backward", "ok", error=0.002, bound=0.005, of="loss, norm"),
@@ -97,12 +100,14 @@ STEP = [
 ]
 
 
-def write(folder: Path, **commands: list[dict[str, Any]]) -> Path:
+def write(
+    folder: Path, machine: dict[str, Any] = MACHINE, whole: bool = True, **commands: list[dict[str, Any]]
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for command, lines in commands.items():
-        machine = {"command": command, **MACHINE}
-        text = "".join(json.dumps(line) + "\n" for line in [machine, *lines])
-        (folder / f"{command}.jsonl").write_text(text)
+        text = [{"command": command, **machine}, *lines]
+        text += [{"command": command, "closed": True}] if whole else []
+        (folder / f"{command}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in text))
     return folder
 
 
@@ -182,6 +187,71 @@ def test_a_command_run_again_replaces_its_lines_and_no_others(report, tmp_path: 
     assert page.count("## NVIDIA H100") == page.count("### Check") == 1
 
 
+@pytest.mark.parametrize(
+    ("later", "whole", "counts"),
+    [
+        ([CHECK[0], CHECK[4]], True, False),  # less was reached
+        (CHECK[:3], False, False),  # cut off
+        ([*CHECK[:4], case("tiered_rank", "edges", "ok")], False, True),  # cut off, but more was reached
+        (CHECK[:1], True, True),  # whole: there are fewer cases now
+    ],
+)
+def test_a_later_run_counts_unless_it_reached_less(report, tmp_path: Path, later, whole: bool, counts: bool):
+    report(write(tmp_path / "one", check=CHECK))
+    second = {**MACHINE, "date": "2026-12-01T11:00:00+00:00"}
+    _, page = report(write(tmp_path / "two", machine=second, whole=whole, check=later))
+    assert ("2026-12-01T11:00:00" in page) is counts
+    assert ("2026-12-01T10:00:00" in page) is not counts
+
+
+def test_a_run_that_was_set_aside_is_read_too(report, tmp_path: Path):
+    folder = write(tmp_path / "runs", check=CHECK)
+    (folder / "check.jsonl").rename(folder / "check.1.jsonl")
+    second = {**MACHINE, "date": "2026-12-01T11:00:00+00:00"}
+    _, page = report(write(folder, machine=second, check=[CHECK[4]]))
+    assert "1 ok, 2 failed, 1 skipped, 1 not reached." in page
+
+
+def test_machines_in_one_folder_are_kept_apart(report, tmp_path: Path):
+    folder = write(tmp_path / "runs", check=CHECK)
+    write(folder, machine={**MACHINE, "machine": "NVIDIA H200"}, bench=BENCH)
+    _, page = report(folder)
+    h100, h200 = page.index("## NVIDIA H100"), page.index("## NVIDIA H200")
+    assert h100 < page.index("### Check") < h200 < page.index("### Bench")
+    assert len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_a_run_that_was_cut_off_says_so(report, tmp_path: Path):
+    folder = write(tmp_path / "runs", whole=False, check=CHECK)
+    # The disk was full, or the process ended, in the middle of a line.
+    with (folder / "check.jsonl").open("a") as file:
+        file.write('{"command": "check", "operator": "infon')
+    status, page = report(folder)
+    assert status == 0
+    assert "**Cut off**: the command did not reach its end" in page
+    assert "1 ok, 2 failed, 1 skipped, 1 not reached." in page
+    _, page = report(write(tmp_path / "again", check=CHECK))
+    assert "Cut off" not in page
+
+
+def test_a_rehearsal_is_called_one_and_not_kept(report, tmp_path: Path):
+    cpu = {**MACHINE, "machine": "AMD EPYC", "device": "cpu"}
+    status, page = report(write(tmp_path / "runs", machine=cpu, check=CHECK))
+    assert status == 0
+    assert "**Not measured.**" in page
+    assert (
+        "## AMD EPYC, 2026-12-01 (a rehearsal on a CPU at small sizes; it says nothing about a GPU)" in page
+    )
+    assert not list((tmp_path / "results").glob("*"))
+
+
+def test_without_matplotlib_there_is_a_page_without_a_picture(report, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, page = report(write(tmp_path / "runs", bench=BENCH))
+    assert status == 0 and "| elva | 0.5 |" in page and "Roofline" not in page
+    assert "matplotlib is not installed" in capsys.readouterr().out
+
+
 def test_without_results_it_says_so_and_names_the_commands(report):
     status, page = report()
     assert status == 0
@@ -199,10 +269,15 @@ def test_without_results_it_says_so_and_names_the_commands(report):
             '{"command": "check", "status": "ok"}\n',
             "check.jsonl:1: a line of 'check' before the line of its machine",
         ),
-        (json.dumps({"command": "check", **MACHINE}) + '\n{"command": "che', "check.jsonl:2: no JSON"),
+        (FIRST + '{"command": "che\n', "check.jsonl:2: no JSON"),
+        (FIRST + "\n", "check.jsonl:2: no JSON"),
+        (FIRST + "[1]\n", 'check.jsonl:2: expected an object whose "command" is one of check, bench, step'),
+        (FIRST + '{"command": ["check"]}\n', 'expected an object whose "command" is one of'),
+        (FIRST + '{"command": "check"}\n', 'expected a "status" of ok, failed, skipped, not reached'),
+        (FIRST + '{"command": "check", "status": "banana"}\n', 'expected a "status" of'),
         (
-            json.dumps({"command": "check", **MACHINE}) + "\n[1]\n",
-            'check.jsonl:2: expected an object with "command"',
+            FIRST + '{"command": "check", "status": "ok", "error": [1], "bound": 1}\n',
+            'expected a number as "error"',
         ),
     ],
 )
@@ -212,17 +287,37 @@ def test_a_damaged_line_is_named(report, tmp_path: Path, capsys, text: str, mess
     status, page = report(tmp_path / "runs")
     assert (status, page) == (1, "")
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_bytes_that_are_no_text_are_named(report, tmp_path: Path, capsys):
+    folder = write(tmp_path / "runs", check=CHECK)
+    (folder / "check.jsonl").write_bytes(FIRST.encode() + b"\xff\n")
+    assert report(folder)[0] == 1
+    assert "check.jsonl:2: no JSON" in capsys.readouterr().err
+
+
+def test_a_second_run_sets_the_first_ones_lines_aside(tmp_path: Path):
+    path = tmp_path / "check.jsonl"
+    for number in range(3):
+        with LineFile(path) as file:
+            file.write({"number": number})
+            with pytest.raises(BlockingIOError, match=r"check\.jsonl: another run is writing it"):
+                LineFile(path)
+    names = ("check.1.jsonl", "check.2.jsonl", "check.jsonl")
+    assert [json.loads((tmp_path / name).read_text())["number"] for name in names] == [0, 1, 2]
 
 
 def test_a_folder_without_lines_is_named(report, tmp_path: Path, capsys):
     assert report(tmp_path / "nowhere")[0] == 1
-    expected = "nowhere: expected at least one of check.jsonl, bench.jsonl, step.jsonl"
+    expected = "nowhere: expected a folder with at least one of check.jsonl, bench.jsonl, step.jsonl"
     assert expected in capsys.readouterr().err
 
 
 def test_infinities_in_lines_do_not_stop_it(report, tmp_path: Path):
     lines = [
-        case("infonce", "dot", "failed", error="inf", bound=0.0, reason="error inf above its bound 0 ()")
+        case("infonce", "dot", "failed", error="inf", bound=0.0, reason="error inf above its bound 0 ()"),
+        case("infonce", "cosine", "ok", error="inf", bound="inf", reason="a line\u2028in two"),
     ]
     status, page = report(write(tmp_path / "runs", check=lines))
     assert status == 0 and "error inf above its bound 0" in page

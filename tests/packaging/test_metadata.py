@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 # Used through another library: Trainer needs accelerate, report_to tensorboard,
 # SentenceTransformerTrainer datasets.
 INDIRECT = {"accelerate", "datasets", "tensorboard"}
@@ -112,17 +113,15 @@ def test_lower_bounds_are_versions_that_were_tried() -> None:
     build = map(Requirement, PYPROJECT["build-system"]["requires"])
     for requirement in [*requirements(), *build]:
         name = canonicalize_name(requirement.name)
-        if name in UNTESTED | {"torch"}:
+        if name in UNTESTED | {"torch", "triton"}:
             continue
         tried = floor.get(name, tested[name])
         bound = lower_bound(requirement)
         assert f"{tried}.".startswith(f"{bound}."), f"{requirement}, but {name}=={tried} is what was tried"
-    # So large that it is the tested one there too; the oldest was tried by hand.
-    torch = Requirement(*PROJECT["dependencies"])
-    assert (
-        f"the oldest, {lower_bound(torch)}, was tried by hand"
-        in (ROOT / "requirements" / "floor.txt").read_text()
-    )
+    # So large that the tested ones stand there too; the oldest were tried by hand.
+    torch, triton = (Requirement(*lines) for lines in (PROJECT["dependencies"], EXTRAS["gpu"]))
+    oldest = f"the oldest, torch {lower_bound(torch)} and triton {lower_bound(triton)}, were tried by hand"
+    assert oldest in (ROOT / "requirements" / "floor.txt").read_text()
 
 
 def test_the_command_is_callable() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from elva.losses.infonce import InfoNCELoss
+from elva.ops.library import refuse_tangents
 
 Encode = Callable[[Any], Tensor]
 
@@ -73,6 +74,7 @@ class CachedInfoNCELoss(nn.Module):
             for piece in pieces:
                 states.append(_Conditions())
                 parts.append(encoder(piece))
+        refuse_tangents("CachedInfoNCELoss", *parts)
         parts = [part.float() if part.dtype == torch.float16 else part for part in parts]
         if not torch.is_grad_enabled():
             return self._loss(parts, sizes, labels, options)

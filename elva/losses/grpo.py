@@ -95,6 +95,7 @@ class GRPOLoss(nn.Module):
 
         Raises:
             ValueError: shapes that do not fit, no reference although ``beta > 0``, rewards that are not finite.
+            TypeError: log-probabilities that are not floating point, complex rewards.
         """
         self._check(logps, mask, old_logps, ref_logps)
         dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
@@ -163,6 +164,8 @@ class GRPOLoss(nn.Module):
                 f"rewards_or_advantages must be rewards [B, G] with B * G = {completions} or advantages "
                 f"[{completions}], got {shape}"
             )
+        if rewards_or_advantages.is_complex():
+            raise TypeError(f"rewards_or_advantages must be real, got {rewards_or_advantages.dtype}")
         if len(shape) == 1:
             return rewards_or_advantages.detach()
         return group_advantage(rewards_or_advantages, scale_rewards=self.scale_rewards).flatten()
@@ -189,6 +192,9 @@ class GRPOLoss(nn.Module):
                 raise ValueError(
                     f"{name} must have the shape of logps {list(logps.shape)}, got {list(tensor.shape)}"
                 )
+        for name, tensor in (("logps", logps), ("old_logps", old_logps), ("ref_logps", ref_logps)):
+            if tensor is not None and not tensor.is_floating_point():
+                raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
 
     def extra_repr(self) -> str:
         return (

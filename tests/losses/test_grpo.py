@@ -265,3 +265,17 @@ def test_a_cut_off_ratio_that_overflows_leaves_the_penalty_its_gradient():
     # kl = e^-1 + 1 - 1, its slope 1 - e^-1
     torch.testing.assert_close(found.detach(), torch.tensor(-1.2 * 2 + 0.5 * math.exp(-1)))
     torch.testing.assert_close(gradient, torch.tensor([[0.5 * (1 - math.exp(-1))]]))
+
+
+def test_dtypes_that_do_not_fit_are_named():
+    logps, mask, rewards = torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(1, 2)
+    with pytest.raises(TypeError, match=r"^logps must be floating point, got torch.int64"):
+        GRPOLoss(beta=0)(logps.long(), rewards, mask)
+    with pytest.raises(TypeError, match=r"^old_logps must be floating point, got torch.int64"):
+        GRPOLoss(beta=0)(logps, rewards, mask, logps.long())
+    with pytest.raises(TypeError, match=r"^ref_logps must be floating point, got torch.complex64"):
+        GRPOLoss()(logps, rewards, mask, None, logps.to(torch.complex64))
+    with pytest.raises(TypeError, match=r"^rewards_or_advantages must be real, got torch.complex64"):
+        GRPOLoss(beta=0)(logps, rewards.to(torch.complex64), mask)
+    with pytest.raises(TypeError, match=r"^rewards must be real, got torch.complex64"):
+        group_advantage(rewards.to(torch.complex64))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from elva.losses.infonce import InfoNCELoss
+from elva.ops.library import refuse_tangents
 
 Encode = Callable[[Any], Tensor]
 
@@ -56,14 +57,16 @@ class CachedInfoNCELoss(nn.Module):
 
         Args:
             encoder: makes embeddings ``[n, D]`` of n inputs: a module, also one wrapped by DDP or FSDP2 (whose gradient
-                exchange waits for the last piece), or any function. FSDP2's forward is a collective: there every rank
-                must have equally many pieces.
+                exchange waits for the last piece), or any function, such as ``lambda x: model(**x)["embedding"]``
+                around a module that returns a dict. FSDP2's forward is a collective: there every rank must have
+                equally many pieces.
             query, keys, negatives: inputs that can be cut: a tensor (first dimension), a dict of such tensors, or a
                 list. ``negatives``: N inputs, candidates of all queries.
             labels, options: as in :meth:`InfoNCELoss.forward`.
 
         Raises:
-            TypeError: inputs that cannot be cut. ValueError: as :class:`InfoNCELoss`.
+            TypeError: inputs that cannot be cut, an encoder that returns no tensor. ValueError: as
+                :class:`InfoNCELoss`, and for embeddings that are not one for each input.
         """
         groups = [list(_cut(inputs, self.mini_batch_size)) for inputs in (query, keys, negatives)]
         pieces = [piece for group in groups for piece in group]
@@ -72,7 +75,8 @@ class CachedInfoNCELoss(nn.Module):
         with torch.no_grad():
             for piece in pieces:
                 states.append(_Conditions())
-                parts.append(encoder(piece))
+                parts.append(_embeddings(encoder(piece), piece))
+        refuse_tangents("CachedInfoNCELoss", *parts)
         parts = [part.float() if part.dtype == torch.float16 else part for part in parts]
         if not torch.is_grad_enabled():
             return self._loss(parts, sizes, labels, options)
@@ -136,7 +140,7 @@ class _Again:
                 state.restored(),
                 torch.enable_grad(),
             ):
-                embeddings = self._encoder(piece)
+                embeddings = _embeddings(self._encoder(piece), piece)
                 if embeddings.requires_grad:
                     torch.autograd.backward(embeddings, (grad * scale).to(embeddings.dtype))
 
@@ -167,6 +171,19 @@ def _exchange_at(encoder: Encode, last: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def _embeddings(returned: Any, piece: Any) -> Tensor:
+    """What an encoder returned, if it is ``[n, D]`` for a piece of n inputs."""
+    if not isinstance(returned, Tensor):
+        raise TypeError(
+            f"encoder must return a tensor [n, D], got {type(returned).__name__}; "
+            "wrap it in a function that picks the embeddings"
+        )
+    count = len(next(iter(piece.values()))) if isinstance(piece, Mapping) else len(piece)
+    if returned.ndim != 2 or returned.shape[0] != count:
+        raise ValueError(f"encoder must return [{count}, D] for {count} inputs, got {list(returned.shape)}")
+    return returned
 
 
 def _cut(inputs: Any, size: int) -> Iterator[Any]:

@@ -90,10 +90,12 @@ class GRPOLoss(nn.Module):
             ref_logps: ``[R, T]`` under the reference policy; not used when ``beta`` is 0.
 
         Returns:
-            Scalar, float32 (float64 for float64 log-probabilities).
+            Scalar, float32 (float64 for float64 log-probabilities). A ratio too large for the dtype (exp 88 in float32)
+            makes it inf only where the ratio counts: with a negative advantage, which the clip leaves unbounded.
 
         Raises:
             ValueError: shapes that do not fit, no reference although ``beta > 0``, rewards that are not finite.
+            TypeError: log-probabilities that are not floating point, complex rewards.
         """
         self._check(logps, mask, old_logps, ref_logps)
         dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
@@ -101,15 +103,18 @@ class GRPOLoss(nn.Module):
         advantage = self._advantages(rewards_or_advantages, logps.shape[0]).to(dtype)[:, None]
         logps = torch.where(used, logps.to(dtype), 0)
         old = logps.detach() if old_logps is None else torch.where(used, old_logps.detach().to(dtype), 0)
-        ratio = torch.exp(logps - old)
-        clipped = ratio.clamp(1 - self.epsilon, 1 + self.epsilon_high)
-        token_loss = -torch.minimum(ratio * advantage, clipped * advantage)
+        drawn = torch.exp(logps.detach() - old)
+        cut = self._cut(drawn, advantage)
+        # A ratio that overflows must not meet a factor of 0, in the loss or in its gradient: 0 * inf would be NaN.
+        ratio = torch.exp(torch.where(cut | (advantage == 0), 0, logps - old))
+        clipped = drawn.clamp(1 - self.epsilon, 1 + self.epsilon_high)
+        token_loss = -torch.where(cut, clipped, ratio) * advantage
         kl = torch.zeros_like(token_loss)
         if self.beta > 0 and ref_logps is not None:
             drift = torch.where(used, ref_logps.detach().to(dtype), 0) - logps
             kl = torch.exp(drift) - drift - 1
             token_loss = token_loss + self.beta * kl
-        self._record(ratio.detach(), kl.detach(), advantage, used)
+        self._record(drawn, kl.detach(), cut, used)
         lengths = self.max_completion_length or used.sum(dim=1).clamp(min=1)
         return (torch.where(used, token_loss, 0).sum(dim=1) / lengths).mean()
 
@@ -159,15 +164,20 @@ class GRPOLoss(nn.Module):
                 f"rewards_or_advantages must be rewards [B, G] with B * G = {completions} or advantages "
                 f"[{completions}], got {shape}"
             )
+        if rewards_or_advantages.is_complex():
+            raise TypeError(f"rewards_or_advantages must be real, got {rewards_or_advantages.dtype}")
         if len(shape) == 1:
             return rewards_or_advantages.detach()
         return group_advantage(rewards_or_advantages, scale_rewards=self.scale_rewards).flatten()
 
-    def _record(self, ratio: Tensor, kl: Tensor, advantage: Tensor, used: Tensor) -> None:
+    def _cut(self, ratio: Tensor, advantage: Tensor) -> Tensor:
+        """Where the clip is the smaller of the two terms: the token's gradient is 0 there."""
         below = (ratio < 1 - self.epsilon) & (advantage < 0)
-        above = (ratio > 1 + self.epsilon_high) & (advantage > 0)
+        return below | ((ratio > 1 + self.epsilon_high) & (advantage > 0))
+
+    def _record(self, ratio: Tensor, kl: Tensor, cut: Tensor, used: Tensor) -> None:
         tokens = used.sum().clamp(min=1)
-        values = {"kl": kl, "clip_ratio": (below | above).to(ratio.dtype), "ratio_mean": ratio}
+        values = {"kl": kl, "clip_ratio": cut.to(ratio.dtype), "ratio_mean": ratio}
         self.metrics = {name: torch.where(used, value, 0).sum() / tokens for name, value in values.items()}
 
     def _check(self, logps: Tensor, mask: Tensor, old_logps: Tensor | None, ref_logps: Tensor | None) -> None:
@@ -182,6 +192,9 @@ class GRPOLoss(nn.Module):
                 raise ValueError(
                     f"{name} must have the shape of logps {list(logps.shape)}, got {list(tensor.shape)}"
                 )
+        for name, tensor in (("logps", logps), ("old_logps", old_logps), ("ref_logps", ref_logps)):
+            if tensor is not None and not tensor.is_floating_point():
+                raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
 
     def extra_repr(self) -> str:
         return (

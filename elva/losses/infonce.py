@@ -194,7 +194,7 @@ def _append(keys: Tensor, negatives: Tensor, mask: Tensor | None, batch: int) ->
 
 
 def _flat_negatives(keys: Tensor, negatives: Tensor, batch: int) -> Tensor:
-    """``[N, D]``; ValueError unless they are that or ``[B, N, D]``."""
+    """``[N, D]``; ValueError unless they are that or ``[B, N, D]``, TypeError unless floating point."""
     shape = list(negatives.shape)
     if (
         negatives.ndim not in (2, 3)
@@ -204,4 +204,6 @@ def _flat_negatives(keys: Tensor, negatives: Tensor, batch: int) -> Tensor:
         raise ValueError(
             f"negatives must be [N, {keys.shape[-1]}] or [{batch}, N, {keys.shape[-1]}], got {shape}"
         )
+    if not negatives.is_floating_point():
+        raise TypeError(f"negatives must be floating point, got {negatives.dtype}")
     return negatives.flatten(0, -2)

@@ -150,6 +150,8 @@ def group_advantage(rewards: Tensor, *, scale_rewards: str = "group") -> Tensor:
     """
     if rewards.ndim != 2:
         raise ValueError(f"rewards must have shape [B, G], got {list(rewards.shape)}")
+    if rewards.is_complex():
+        raise TypeError(f"rewards must be real, got {rewards.dtype}")
     if scale_rewards not in SCALES:
         raise ValueError(f"scale_rewards must be one of {SCALES}, got {scale_rewards!r}")
     rewards = rewards.to(torch.float64 if rewards.dtype == torch.float64 else torch.float32)

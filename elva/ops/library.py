@@ -6,6 +6,8 @@ the operators' PyTorch implementations answer and say so once, at their first us
 
 An operator's precision is that of its inputs: autocast, which would round the products inside of it to half precision,
 is off for every back-end, forward and backward (docs/architecture.md, "Mixed precision").
+
+No operator has a forward-mode derivative, which PyTorch would take for 0: `register_autograd` makes it an error.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,7 +28,27 @@ NAMESPACE = "elva"
 AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 NATIVE_LIBRARY = Path(__file__).resolve().parents[1] / "_C.so"
 
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+class _Library(torch.library.Library):
+    """The library, in which no derivative is taken of tensors with a tangent."""
+
+    def impl(
+        self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = "", *args: Any, **options: Any
+    ) -> None:
+        kernel = _without_tangents(op_name, fn) if dispatch_key == "Autograd" else fn
+        super().impl(op_name, kernel, dispatch_key, *args, **options)
+
+
+def _without_tangents(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(kernel)
+    def check_and_go_on(keyset: Any, *arguments: Any, **options: Any) -> Any:
+        refuse_tangents(f"{NAMESPACE}::{name}", *arguments, *options.values())
+        return kernel(keyset, *arguments, **options)
+
+    return check_and_go_on
+
+
+_library = _Library(NAMESPACE, "FRAGMENT")
 _warned = False
 
 
@@ -35,6 +58,19 @@ def define(schema: str) -> None:
     name = schema.partition("(")[0]
     for device, key in AUTOCAST.items():
         _library.impl(name, _outside_of_autocast(name, device), key)
+
+
+def refuse_tangents(name: str, *values: Any) -> None:
+    """Make a forward-mode derivative (`torch.autograd.forward_ad`, `torch.func.jvp`) through `values` an error.
+
+    Raises:
+        NotImplementedError: a tensor among `values` has a tangent.
+    """
+    for value in values:
+        if isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"{name} has no forward-mode derivative: use reverse mode, or for an operator its _reference"
+            )
 
 
 def _outside_of_autocast(name: str, device: str) -> Callable[..., Any]:

@@ -64,6 +64,7 @@ def linear_logprob(
         tensor([-0.3133])
     """
     check_arguments(hidden, weight, targets, temperature, trainable_rows, row_values)
+    library.refuse_tangents("elva::linear_logprob", weight)  # which the operator gets without
     differentiable = torch.is_grad_enabled() and hidden.requires_grad
     if trainable_rows is not None and row_values is None:
         row_values = F.embedding(trainable_rows, weight, sparse=True)

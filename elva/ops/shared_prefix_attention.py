@@ -21,6 +21,8 @@ from elva.ops import library
 from elva.ops.varlen_attention import Backend, Piece
 from elva.ops.varlen_backends import BACKENDS
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class PrefixLayout:
@@ -68,7 +70,8 @@ def shared_prefix_attention(
     """Attention in a packed sequence (module docstring), with its own backward.
 
     Args:
-        query: [T, H, D], T = layout.tokens. key, value: [T, Hkv, D], H a multiple of Hkv; dtype and device of query.
+        query: [T, H, D] float32, float64, bfloat16 or float16, T = layout.tokens. key, value: [T, Hkv, D], H a multiple
+            of Hkv; dtype and device of query.
             Under autocast all three are taken in its dtype, as `F.scaled_dot_product_attention` takes them.
         layout: which tokens are whose.
         scale: factor of the products, by default 1/sqrt(D).
@@ -78,7 +81,8 @@ def shared_prefix_attention(
         [T, H, D] in query's dtype.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown backend. TypeError: several dtypes without autocast.
+        ValueError: shapes or devices that do not fit, or an unknown backend. TypeError: several dtypes without
+            autocast, or no floating-point ones. The message names the argument.
         ImportError: a backend that is not installed.
     """
     query, key, value = library.in_autocast_dtype(query, key, value)
@@ -127,9 +131,13 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, back
             "key and value must have one shape, and query's heads a multiple of theirs, got "
             f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}"
         )
+    if query.dtype not in DTYPES:
+        raise TypeError(f"query has dtype {query.dtype}; expected one of {', '.join(map(str, DTYPES))}")
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected that of query, {query.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device}; expected the device of query, {query.device}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 

@@ -65,7 +65,7 @@ def similarity_topk(
 
     Returns:
         TopK. Equal scores stand in the order of their numbers; a key whose score is NaN or −inf is never found. Not
-        differentiable.
+        differentiable (a forward-mode tangent is refused).
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape or range; the message names it.
@@ -74,6 +74,7 @@ def similarity_topk(
         >>> similarity_topk(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.0], [2.0, 0.0], [1.0, 1.0]]), 2)
         TopK(values=tensor([[2., 1.]]), indices=tensor([[1, 2]]))
     """
+    library.refuse_tangents("elva::similarity_topk", query, keys, ceiling)
     return _stream(_update, query, keys, k, similarity, ceiling, exclude, screen)
 
 

@@ -25,6 +25,8 @@ def check_arguments(
         raise ValueError(f"k is {k}; expected 1 to {max_k}")
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity is {similarity!r}; expected one of {', '.join(SIMILARITIES)}")
+    if isinstance(ceiling, Tensor) and not ceiling.is_floating_point():
+        raise TypeError(f"ceiling has dtype {ceiling.dtype}; expected a floating-point one")
     if isinstance(ceiling, Tensor) and ceiling.shape not in ((), (query.shape[0],)):
         raise ValueError(f"ceiling has shape {list(ceiling.shape)}; expected one score or [{query.shape[0]}]")
 

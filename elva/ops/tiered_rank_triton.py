@@ -37,7 +37,7 @@ def forward(
             ranks_kernel[(rows, triton.cdiv(count, BLOCK_PAIRS))](
                 between,
                 flags,
-                between if edges is None else edges,
+                between if edges is None else edges.contiguous(),
                 rank,
                 tier,
                 count,

@@ -160,3 +160,74 @@ def test_float16_gradients_that_a_scaler_has_not_scaled_yet_survive():
     (scale * CachedInfoNCELoss(mini_batch_size=4, temperature=20.0)(encode, query, keys)).backward()
     error = (weight.grad / scale - exact.grad).norm() / exact.grad.norm()
     assert error < 1e-2
+
+
+class Mixed(nn.Module):
+    """Half-precision weights among float32 ones, dropout, weights used twice, and a dict in place of a tensor."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.into, self.middle, self.out = nn.Linear(16, 32), nn.Linear(32, 32).to(dtype), nn.Linear(32, 16)
+        self.norm, self.dropout = nn.LayerNorm(32), nn.Dropout(0.1)
+
+    def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.middle(torch.tanh(self.into(inputs)))
+        hidden = self.dropout(self.norm(hidden.float()))
+        skip = 2 * inputs.to(self.middle.weight.dtype)
+        # Long vectors, as language models have: the longer they are, the smaller a cosine's gradient.
+        return {"embedding": 20 * (self.out(hidden) + self.out(hidden.relu()) + skip), "hidden": hidden}
+
+
+def of_a_small_loss(loss: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Queries and keys whose InfoNCE under `Mixed` is near ``loss``, and the temperature that makes it so."""
+    query = torch.randn(16, 16, generator=torch.Generator().manual_seed(3))
+    keys = query + 0.05 * torch.randn(16, 16, generator=torch.Generator().manual_seed(4))
+    return query, keys, {0.005: 0.065, 0.002: 0.052}[loss]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["backward outside", "backward inside"])
+@pytest.mark.parametrize("loss", [0.005, 0.002])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_equals_the_uncached_gradient_under_autocast_with_a_scaler(dtype, loss, inside):
+    query, keys, temperature = of_a_small_loss(loss)
+    torch.manual_seed(0)
+    first = Mixed(dtype)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    found = []
+    for cached in (True, False):
+        module = copy.deepcopy(first)
+
+        def encode(x: torch.Tensor, module: nn.Module = module) -> torch.Tensor:
+            return module(x)["embedding"]
+
+        torch.manual_seed(1)  # of the dropout
+        # Without the cache of casts, which sums the pieces' gradients in half precision.
+        with torch.autocast("cpu", dtype=dtype, cache_enabled=False):
+            if cached:
+                value = CachedInfoNCELoss(4, temperature=temperature)(encode, query, keys)
+            else:
+                pieces = [torch.cat([encode(piece) for piece in x.split(4)]) for x in (query, keys)]
+                value = InfoNCELoss(temperature=temperature)(*pieces)
+            if inside:
+                scaler.scale(value).backward()
+        if not inside:
+            scaler.scale(value).backward()
+        assert loss / 2 < value.item() < 2 * loss
+        scale = scaler.get_scale() if scaler.is_enabled() else 1.0
+        found.append([p.grad.double() / scale for p in module.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert other.norm() > 0
+        assert (one - other).norm() < (0.003 if dtype == torch.float16 else 0.02) * other.norm()
+
+
+def test_an_encoder_that_returns_something_else_is_named():
+    inputs = torch.randn(5, 4)
+    loss = CachedInfoNCELoss(mini_batch_size=3)
+    with pytest.raises(
+        TypeError, match=r"encoder must return a tensor \[n, D\], got dict; wrap it in a function"
+    ):
+        loss(lambda x: {"embedding": x}, inputs, inputs)
+    with pytest.raises(ValueError, match=r"encoder must return \[3, D\] for 3 inputs, got \[1, 4\]"):
+        loss(lambda x: x[:1], inputs, inputs)
+    with pytest.raises(ValueError, match=r"encoder must return \[3, D\] for 3 inputs, got \[3, 1, 4\]"):
+        loss(lambda x: x[:, None], inputs, inputs)

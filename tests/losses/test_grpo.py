@@ -228,3 +228,54 @@ def test_from_hidden_ignores_padding_and_needs_no_token():
     assert loss.from_hidden(hidden, weight, ids, rewards, torch.zeros_like(mask)) == 0
     with pytest.raises(ValueError, match=r"completion_ids must have shape \[4, 5\]"):
         loss.from_hidden(hidden, weight, ids[:, :3], rewards, mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "value", "slope"),
+    [
+        (1.0, 1.5, -1.2 * 1.5, 0.0),  # clipped above
+        (-1.0, -1.5, 0.8 * 1.5, 0.0),  # clipped below
+        (1.0, 0.0, 0.0, 0.0),
+        (-1.0, 1.5, 0.0, 0.0),  # a ratio of 0
+        (1.0, -1.5, math.inf, math.inf),  # what the clip leaves unbounded
+    ],
+)
+def test_a_log_ratio_that_overflows(dtype, log_ratio, advantage, value, slope):
+    beyond = {torch.float32: 120.0, torch.float64: 800.0}[dtype]
+    logps = torch.tensor([[-1.0, -1.0 + log_ratio * beyond]], dtype=dtype, requires_grad=True)
+    old = torch.full((1, 2), -1.0, dtype=dtype)
+    loss = GRPOLoss(beta=0.0)
+    found = loss(logps, torch.tensor([advantage]), torch.ones(1, 2), old)
+    (gradient,) = torch.autograd.grad(found, logps)
+    torch.testing.assert_close(
+        found.detach(), torch.tensor((value - advantage) / 2, dtype=dtype), atol=1e-30, rtol=1e-6
+    )
+    expected = torch.tensor([[-advantage / 2, slope]], dtype=dtype)
+    torch.testing.assert_close(gradient, expected, atol=1e-30, rtol=1e-6)
+    assert loss.metrics["clip_ratio"] == (0.5 if log_ratio * advantage > 0 else 0.0)
+
+
+def test_a_cut_off_ratio_that_overflows_leaves_the_penalty_its_gradient():
+    logps = torch.tensor([[-1.0]], requires_grad=True)
+    found = GRPOLoss(beta=0.5)(
+        logps, torch.tensor([2.0]), torch.ones(1, 1), torch.tensor([[-200.0]]), torch.tensor([[-2.0]])
+    )
+    (gradient,) = torch.autograd.grad(found, logps)
+    # kl = e^-1 + 1 - 1, its slope 1 - e^-1
+    torch.testing.assert_close(found.detach(), torch.tensor(-1.2 * 2 + 0.5 * math.exp(-1)))
+    torch.testing.assert_close(gradient, torch.tensor([[0.5 * (1 - math.exp(-1))]]))
+
+
+def test_dtypes_that_do_not_fit_are_named():
+    logps, mask, rewards = torch.zeros(2, 3), torch.ones(2, 3), torch.zeros(1, 2)
+    with pytest.raises(TypeError, match=r"^logps must be floating point, got torch.int64"):
+        GRPOLoss(beta=0)(logps.long(), rewards, mask)
+    with pytest.raises(TypeError, match=r"^old_logps must be floating point, got torch.int64"):
+        GRPOLoss(beta=0)(logps, rewards, mask, logps.long())
+    with pytest.raises(TypeError, match=r"^ref_logps must be floating point, got torch.complex64"):
+        GRPOLoss()(logps, rewards, mask, None, logps.to(torch.complex64))
+    with pytest.raises(TypeError, match=r"^rewards_or_advantages must be real, got torch.complex64"):
+        GRPOLoss(beta=0)(logps, rewards.to(torch.complex64), mask)
+    with pytest.raises(TypeError, match=r"^rewards must be real, got torch.complex64"):
+        group_advantage(rewards.to(torch.complex64))

@@ -207,3 +207,9 @@ def test_bad_arguments_are_named_with_ids_too(change, error, message):
     query, keys = arguments.pop("query"), arguments.pop("keys")
     with pytest.raises(error, match=message):
         InfoNCELoss()(query, keys, **arguments)
+
+
+def test_negatives_of_another_kind_are_named():
+    query = torch.randn(3, 4)
+    with pytest.raises(TypeError, match=r"^negatives must be floating point, got torch.int64"):
+        InfoNCELoss()(query, query, negatives=torch.ones(2, 4, dtype=torch.int64))

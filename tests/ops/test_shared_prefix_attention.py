@@ -151,6 +151,26 @@ def test_bad_tensors_are_named() -> None:
         shared_prefix_attention(query, key, value, layout, backend="cudnn")
 
 
+@pytest.mark.parametrize("form", [shared_prefix_attention, shared_prefix_attention_reference])
+def test_dtypes_and_devices_that_do_not_fit_are_named(form) -> None:
+    layout = PrefixLayout((3,), (1, 2), 2)
+    query, key, value = problem(layout, torch.float32)
+    with pytest.raises(
+        TypeError, match=r"key has dtype torch.float64; expected that of query, torch.float32"
+    ):
+        form(query, key.double(), value, layout)
+    with pytest.raises(
+        TypeError, match=r"value has dtype torch.float16; expected that of query, torch.float32"
+    ):
+        form(query, key, value.half(), layout)
+    with pytest.raises(
+        TypeError, match=r"query has dtype torch.int64; expected one of torch.float32, torch.fl"
+    ):
+        form(query.long(), key.long(), value.long(), layout)
+    with pytest.raises(ValueError, match="value is on meta; expected the device of query, " + DEVICE):
+        form(query, key, value.to("meta"), layout)
+
+
 @pytest.mark.parametrize(
     ("backend", "package"), [("flash_attention_2", "flash-attn"), ("xformers", "xformers")]
 )

@@ -221,3 +221,8 @@ def test_infinite_scores_come_first(backend):
     found = BACKENDS[backend](torch.ones(1, 2, device=DEVICE), pool, 3)
     assert found.values.tolist() == [[math.inf, math.inf, 1.0]]
     assert found.indices.tolist() == [[0, 2, 1]]
+
+
+def test_a_ceiling_of_another_kind_is_named() -> None:
+    with pytest.raises(TypeError, match=r"^ceiling has dtype torch.complex64; expected a floating-point one"):
+        similarity_topk(torch.ones(2, 3), torch.ones(4, 3), 1, ceiling=torch.ones(2, dtype=torch.complex64))

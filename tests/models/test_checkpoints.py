@@ -162,7 +162,7 @@ def test_the_image_processor_is_of_the_kind_that_was_saved(
 
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", spy)
     loaded = MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
-    assert seen == [asked]
+    assert seen == [{"trust_remote_code": False, **asked}]
     if settings == "kept":
         assert type(loaded.image_processor) is type(own_encoder.image_processor)
 

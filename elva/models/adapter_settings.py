@@ -12,7 +12,7 @@ from typing import Any
 from elva.models.files import file_of, read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
-SECONDS = 10.0
+SECONDS = 5.0
 """What all expressions of an adapter may take on all names of a model's layers; they need milliseconds."""
 
 ALL_LINEAR = "all-linear"
@@ -24,11 +24,6 @@ given = json.load(sys.stdin)
 find = {"whole": re.fullmatch, "end": lambda e, name: re.match(rf"(.*\\.)?({e})$", name)}[given["rule"]]
 json.dump([[name for name in given["names"] if find(e, name)] for e in given["expressions"]], sys.stdout)
 """
-
-
-def read_adapter_config(file: Path) -> dict[str, Any]:
-    """The JSON object in ``file``. ValueError for anything else."""
-    return read_object(file)
 
 
 def adapter_settings(name: str, model: Any) -> Any:
@@ -44,7 +39,7 @@ def adapter_settings(name: str, model: Any) -> Any:
 
     file = file_of(name, ADAPTER_CONFIG)
     assert file is not None
-    read_adapter_config(file)
+    read_object(file)  # PEFT's own error for what is no JSON object does not name the file
     try:
         settings: Any = PeftConfig.from_pretrained(str(file.parent))
     except (

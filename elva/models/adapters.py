@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from elva.models.adapter_settings import ADAPTER_CONFIG, adapter_settings, read_adapter_config
-from elva.models.files import file_of, weight_files
-from elva.models.weights import load_model, require_fit, require_floating
+from elva.models.adapter_settings import ADAPTER_CONFIG, adapter_settings
+from elva.models.files import file_of, read_object, weight_files
+from elva.models.weights import damaged, load_model, pickled, require_fit, require_floating
 
 ADAPTER_FILES = "adapter_*"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # What transformers before 4.52 called the parts of a Qwen-VL model, and adapters trained with it still do.
 OLDER_NAMES = {r"^visual": "model.visual", r"^model(?!\.(language_model|visual))": "model.language_model"}
+PREFIX = "base_model.model."
 VOCABULARY_LAYERS = ("embed_tokens", "lm_head")
 
 
@@ -34,7 +37,7 @@ def base_of(name: str) -> str | None:
         return None
     if file_of(name, "config.json") and weight_files(name):
         return name
-    base = read_adapter_config(file).get("base_model_name_or_path")
+    base = read_object(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{file}: base_model_name_or_path is {base!r}, expected the model that it adapts")
     beside = Path(name) / base
@@ -161,20 +164,35 @@ def read_adapter(name: str) -> dict[str, Tensor]:
             f"{name}: an {ADAPTER_CONFIG} without weights, expected {' or '.join(ADAPTER_WEIGHTS)} beside it"
         )
     try:
-        weights = load_peft_weights(name, device="cpu", key_mapping=OLDER_NAMES)
+        weights = load_peft_weights(name, device="cpu")
+    except SafetensorError as error:
+        raise damaged(f"{name}/{ADAPTER_WEIGHTS[0]}", error) from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{name}: adapter_model.bin holds more than tensors, or is damaged, and is not read "
-            f"({_first_line(error)}); save it as adapter_model.safetensors"
-        ) from error
+        raise pickled(name) from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise pickled(name)
     require_floating(name, ((key, value.dtype) for key, value in weights.items()))
-    return weights
+    return {_name_of_today(key): value for key, value in weights.items()}
+
+
+def _name_of_today(key: str) -> str:
+    own = key.removeprefix(PREFIX)
+    if own == key:
+        return key
+    renamed = (re.sub(pattern, name, own) for pattern, name in OLDER_NAMES.items() if re.search(pattern, own))
+    return PREFIX + next(renamed, own)
 
 
 def _fit_vocabulary(model: Any, weights: dict[str, Tensor], settings: Any, tokens: int, name: str) -> None:
     """Resize the model's embeddings to those that the adapter brings, or for tokens whose rows it trains."""
-    heights = {value.shape[0] for key, value in weights.items() if _is_vocabulary(key)}
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows, width = model.get_input_embeddings().weight.shape
+    matrices = {key: value for key, value in weights.items() if _is_vocabulary(key)}
+    for key, value in matrices.items():
+        if value.ndim != 2 or value.shape[1] != width:
+            raise ValueError(
+                f"{name}: {key} is {list(value.shape)}, expected a row of {width} for every token"
+            )
+    heights = {value.shape[0] for value in matrices.values()}
     if len(heights) > 1 or any(height < tokens for height in heights):
         raise ValueError(
             f"{name}: the adapter's embeddings have {', '.join(map(str, sorted(heights)))} rows and its tokenizer "

@@ -44,7 +44,11 @@ def load(
     base = adapters.base_of(name)
     weights = base or name
     model_class = _model_class(weights)
-    model_config = model_class.config_class.from_pretrained(weights)
+    try:
+        model_config = model_class.config_class.from_pretrained(weights)
+    except Exception as error:  # transformers checks values where it first uses them
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{weights}/config.json: transformers cannot use it: {reason}") from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     attention = resolve_attention(attn_implementation, device, dtype or model_config.dtype)
@@ -64,9 +68,12 @@ def _model_class(weights: str) -> Any:
     """transformers' own class, so that no code of a checkpoint is asked for the model."""
     import transformers
 
-    values, _ = transformers.PreTrainedConfig.get_config_dict(weights)
+    try:
+        values, _ = transformers.PreTrainedConfig.get_config_dict(weights)
+    except OSError as error:
+        raise OSError(f"path_or_name: {weights}: {' '.join(str(error).split())}") from error
     kind = values.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
             f"path_or_name: {weights} is a {kind!r} model, expected one of {', '.join(ARCHITECTURES)}"
         )

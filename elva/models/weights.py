@@ -36,7 +36,7 @@ def load_model(model_class: Any, name: str, *, label: str | None = None, **optio
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     except pickle.UnpicklingError as error:
-        raise _pickled(label, error) from error
+        raise pickled(label) from error
     mismatched = [
         f"{key} {list(given)}, expected {list(expected)}"
         for key, given, expected in sorted(found["mismatched_keys"])
@@ -90,23 +90,35 @@ def _require_floating(name: str, label: str) -> None:
 
 def _dtypes(file: Path, label: str) -> Iterator[tuple[str, Any]]:
     if file.suffix == ".safetensors":
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(file, framework="pt") as opened:
-            yield from ((key, opened.get_slice(key).get_dtype()) for key in opened.keys())  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as opened:
+                yield from ((key, opened.get_slice(key).get_dtype()) for key in opened.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise damaged(file, error) from error
         return
     try:
         tensors = torch.load(file, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise _pickled(label, error) from error
-    yield from ((key, tensor.dtype) for key, tensor in tensors.items() if isinstance(tensor, torch.Tensor))
+        raise pickled(label) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+    ):
+        raise pickled(label)
+    yield from ((key, tensor.dtype) for key, tensor in tensors.items())
 
 
-def _pickled(label: str, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+def damaged(file: Path | str, error: Exception) -> ValueError:
+    """The error for a file of weights that safetensors cannot read."""
+    return ValueError(f"{file}: the file of weights is damaged or cut off: {error}")
+
+
+def pickled(label: str) -> ValueError:
+    """The error for a pickle that is no dictionary of tensors; nothing else in it is unpickled."""
     return ValueError(
-        f"{label}: its .bin file holds more than tensors, or is damaged, and is not read ({reason}); "
-        "save the weights as .safetensors"
+        f"{label}: its .bin file holds more than tensors, or is damaged, and is not read; save the weights as "
+        ".safetensors"
     )
 
 
@@ -119,13 +131,18 @@ def _is_floating(dtype: Any) -> bool:
 
 def _prefix(missing: list[str], unexpected: list[str]) -> str:
     """What stands before all unexpected names, if the missing ones are the same without it; "" otherwise."""
-    first, last = min(unexpected, default=""), max(unexpected, default="")
-    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
-    common = first[: first.rfind(".", 0, alike) + 1]
+    common = _common(unexpected).removesuffix(_common(missing))
     tails = {_tail(name) for name in missing}
     known = sum(_tail(name.removeprefix(common)) in tails for name in unexpected)
     shared = any(name.startswith(common) for name in missing)
     return common if 2 * known > len(unexpected) > 1 and not shared else ""
+
+
+def _common(names: list[str]) -> str:
+    """What all begin with, up to a dot."""
+    first, last = min(names, default=""), max(names, default="")
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    return first[: first.rfind(".", 0, alike) + 1]
 
 
 def _tail(name: str) -> str:

@@ -29,17 +29,20 @@ class CheckpointJudge:
         import torch
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+        from elva.models.identity import parts_digest
         from elva.models.processing import InputProcessor, load_image_processor
         from elva.models.prompts import PromptTemplate
         from elva.models.weights import load_model
 
-        self.name = f"{name} through transformers"
         self._longest = max_new_tokens
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load_model(AutoModelForImageTextToText, name, dtype="auto")
         self._model = model.to(device).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         image_processor = load_image_processor(name)
+        # Another model may come to lie at the same place.
+        weights = parts_digest(self._model, self._tokenizer, image_processor)[:12]
+        self.name = f"{name} ({weights}, at most {max_new_tokens} tokens) through transformers"
         self._process = InputProcessor(self._tokenizer, image_processor, PromptTemplate("judge", ""))
 
     def reads(self, question: Question) -> bool:

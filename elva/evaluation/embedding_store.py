@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elva.files import atomic_file
+from elva.models.identity import describe
+from elva.models.identity import model_digest as model_digest
 from elva.models.vision_store import digest
 from elva.progress import track
 
@@ -56,13 +57,17 @@ class StoredEncoder:
         """As ``MultimodalEncoder.encode``."""
         given = {"instruction": instruction, "mode": mode, "read": read, "batch_size": batch_size}
         options = {name: value for name, value in given.items() if value is not None}
-        described = [_describe(item) for item in inputs]
+        described = [describe(item) for item in inputs]
         if not described or None in described:
             return self.encoder.encode(
                 inputs, show_progress=show_progress, return_summaries=return_summaries, **options
             )
         starts = range(0, len(inputs), SHARD)
-        paths = [self._path(described[start : start + SHARD], instruction, mode, read) for start in starts]
+        instructions = [_part(instruction, start) for start in starts]
+        paths = [
+            self._path(described[start : start + SHARD], own, mode, read)
+            for start, own in zip(starts, instructions, strict=True)
+        ]
         rank, world = _place()
         # Dealt from a process that the names choose: were it always the first, it would encode every small pool.
         dealer = int(paths[0].stem, 16)
@@ -70,6 +75,8 @@ class StoredEncoder:
         own = [place for place in mine if _load(paths[place]) is None]
         for place in track(own, "Encoding shards", total=len(own), show=show_progress):
             part = inputs[starts[place] : starts[place] + SHARD]
+            if instruction is not None:
+                options["instruction"] = instructions[place]
             _save(paths[place], *self.encoder.encode(part, return_summaries=True, **options))
         if world > 1:
             dist.barrier()
@@ -91,29 +98,16 @@ class StoredEncoder:
         return self.directory / f"{name}.safetensors"
 
 
-def model_digest(encoder: Any) -> str:
-    """Of an encoder's weights and settings: reads all weights once, about a second for each GB."""
-    weights = digest(*encoder.model.state_dict().values())
-    size = dict(encoder.image_processor.size)
-    return f"{weights} {json.dumps([asdict(encoder.config), size], sort_keys=True)}"
+def _part(instruction: Any, start: int) -> Any:
+    """A shard's own instructions, where there is one for each input."""
+    shared = instruction is None or isinstance(instruction, str)
+    return instruction if shared else list(instruction[start : start + SHARD])
 
 
 def _place() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-def _describe(item: Any) -> list[Any] | None:
-    """What an input is, for a file's name; None where that cannot be said cheaply."""
-    if isinstance(item, str):
-        return [item]
-    if not isinstance(item, dict) or not isinstance(item.get("image"), (str, Path, type(None))):
-        return None
-    if item.get("image") is None:
-        return [item.get("text")]
-    status = Path(item["image"]).stat()
-    return [item.get("text"), str(item["image"]), status.st_size, status.st_mtime_ns]
 
 
 def _save(path: Path, embeddings: Tensor, summaries: list[str]) -> None:

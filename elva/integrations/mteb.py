@@ -11,7 +11,7 @@ MTEB's ``recall_at_k`` divides by the number of positives; what M-BEIR calls Rec
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from elva.models.config import MODES, check_choice
 from elva.models.encoder import MultimodalEncoder
+from elva.models.identity import model_digest
 from elva.progress import track
 
 
@@ -28,8 +29,9 @@ class ELVAEncoder:
 
     Args:
         model_name: a directory or hub name for :meth:`MultimodalEncoder.from_pretrained`, or an encoder.
-        revision: what tells this model's results from others' in MTEB's result cache. None: a digest of the weights of
-            a directory; for a hub name "main"; for an encoder "unsaved" (pass ``cache=None`` to ``mteb.evaluate``).
+        revision: what tells this model's results from others' in MTEB's result cache. None: a digest of all that the
+            embeddings depend on (``elva.models.identity``), taken now: make another ELVAEncoder once the model has
+            been trained on.
         device: as in ``from_pretrained``.
         name: ``organisation/model``, the model's name in the results. None: the hub name, or "local/" and the last two
             parts of the directory.
@@ -65,9 +67,7 @@ class ELVAEncoder:
         self.document_mode = document_mode
         check_choice("query_mode", self.query_mode, MODES)
         check_choice("document_mode", self.document_mode, MODES)
-        self.mteb_model_meta = self._meta(
-            name or _name(path), revision or _revision(path, isinstance(model_name, MultimodalEncoder))
-        )
+        self.mteb_model_meta = self._meta(name or _name(path), revision or model_digest(self.model)[:16])
 
     def encode(
         self,
@@ -131,7 +131,7 @@ class ELVAEncoder:
             experiment_kwargs={
                 "query_mode": self.query_mode,
                 "document_mode": self.document_mode,
-                "read": self.model.config.read,
+                **{key: value for key, value in asdict(self.model.config).items() if key != "mode"},
             },
         )
 
@@ -164,13 +164,3 @@ def _name(path: str) -> str:
     if not Path(path).is_dir():
         return path if "/" in path else f"local/{path}"
     return f"local/{'-'.join(Path(path).resolve().parts[-2:])}"
-
-
-def _revision(path: str, unsaved: bool) -> str:
-    if not Path(path).is_dir():
-        return "unsaved" if unsaved else "main"
-    digest = hashlib.sha256()
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:16]

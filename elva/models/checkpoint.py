@@ -10,6 +10,7 @@ import torch
 from elva.models import adapters
 from elva.models.attention import resolve_attention
 from elva.models.config import EncoderConfig, read_config
+from elva.models.files import file_of
 from elva.models.processing import load_image_processor
 from elva.models.prompts import RET_TOKEN
 
@@ -30,41 +31,63 @@ class Loaded(NamedTuple):
 
 
 def load(
-    name: str, attn_implementation: str, dtype: torch.dtype | str | None, device: torch.device | str | None
+    name: str,
+    attn_implementation: str,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    trust_remote_code: bool,
 ) -> Loaded:
     """See `MultimodalEncoder.from_pretrained`."""
     import transformers
-    from transformers.utils import has_file
 
     _require_directory(name)
     base = adapters.base_of(name)
     weights = base or name
-    _require_directory(weights)
-    model_config = transformers.AutoConfig.from_pretrained(weights)
-    if model_config.model_type not in ARCHITECTURES:
-        raise ValueError(
-            f"path_or_name: {weights} is a {model_config.model_type!r} model, "
-            f"expected one of {', '.join(ARCHITECTURES)}"
-        )
+    model_class = _model_class(weights)
+    try:
+        model_config = model_class.config_class.from_pretrained(weights)
+    except Exception as error:  # transformers checks values where it first uses them
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{weights}/config.json: transformers cannot use it: {reason}") from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     attention = resolve_attention(attn_implementation, device, dtype or model_config.dtype)
-    model = adapters.load_weights(
-        getattr(transformers, ARCHITECTURES[model_config.model_type]),
-        weights,
-        attn_implementation=attention,
-        dtype=dtype or "auto",
-    )
+    settings = read_config(name, *([base] if base else []))
+    model = adapters.load_weights(model_class, weights, attn_implementation=attention, dtype=dtype or "auto")
     # An adapter's own tokenizer may know tokens that its base does not.
-    own = next((place for place in (name, weights) if has_file(place, "tokenizer_config.json")), weights)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(own)
+    own = next((place for place in (name, weights) if file_of(place, "tokenizer_config.json")), weights)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
     if base is not None:
-        if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        model = adapters.merge(model, name)
-    settings = read_config(Path(name), *([Path(base)] if base else []))
-    image_processor = load_image_processor(weights, settings.image_backend)
+        model = adapters.merge(model, name, len(tokenizer))
+    _require_rows(model, tokenizer, own)
+    image_processor = load_image_processor(weights, settings.image_backend, trust_remote_code)
     return Loaded(model.to(device).eval(), tokenizer, image_processor, settings)
+
+
+def _model_class(weights: str) -> Any:
+    """transformers' own class, so that no code of a checkpoint is asked for the model."""
+    import transformers
+
+    try:
+        values, _ = transformers.PreTrainedConfig.get_config_dict(weights)
+    except OSError as error:
+        raise OSError(f"path_or_name: {weights}: {' '.join(str(error).split())}") from error
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise ValueError(
+            f"path_or_name: {weights} is a {kind!r} model, expected one of {', '.join(ARCHITECTURES)}"
+        )
+    return getattr(transformers, ARCHITECTURES[kind])
+
+
+def _require_rows(model: Any, tokenizer: Any, own: str) -> None:
+    """Every token has an embedding; the rows that are missing would be an index error in the middle of a batch."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{own}: the tokenizer knows {len(tokenizer)} tokens and the model has embeddings of {rows}, "
+            "expected one for every token"
+        )
 
 
 def _require_directory(name: str) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from elva.models.files import file_of, read_object
+from elva.models.pooling import pooling_of
 from elva.models.prompts import get_prompt
 
 CONFIG_FILE = "elva.json"
-POOLING_FILE = "1_Pooling/config.json"
 MODES = ("generative", "direct")
 READS = ("at", "before")
 IMAGE_BACKENDS = ("pil", "torchvision")
@@ -40,10 +40,18 @@ class EncoderConfig:
         get_prompt(self.prompt)
         if self.image_backend is not None:
             check_choice("image_backend", self.image_backend, IMAGE_BACKENDS)
-        if self.max_summary_tokens < 1:
-            raise ValueError(f"max_summary_tokens: {self.max_summary_tokens} given, expected at least 1")
-        if self.max_pixels is not None and self.max_pixels < 1:
-            raise ValueError(f"max_pixels: {self.max_pixels} given, expected at least 1 or None")
+        if not _is_count(self.max_summary_tokens):
+            raise ValueError(
+                f"max_summary_tokens: {self.max_summary_tokens!r} given, expected a whole number of at least 1"
+            )
+        if self.max_pixels is not None and not _is_count(self.max_pixels):
+            raise ValueError(
+                f"max_pixels: {self.max_pixels!r} given, expected a whole number of at least 1 or None"
+            )
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
 
 
 def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
@@ -51,37 +59,32 @@ def check_choice(argument: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{argument}: {value!r} given, expected one of {', '.join(choices)}")
 
 
-def read_config(*directories: Path) -> EncoderConfig:
-    """How the model in the first of ``directories`` that says so embeds; the defaults where none does.
+def read_config(*names: str) -> EncoderConfig:
+    """How the model in the first of ``names`` (directories or hub names) that says so embeds; else the defaults.
 
     Read are our own ``elva.json``, and sentence-transformers' pooling: its "lasttoken" is the state behind the prompt,
     which is ``read="before"``, in direct mode. Prompts of others are not read: the instructions are the data's.
 
     Raises:
-        ValueError: unknown keys in ``elva.json``, or another pooling, which no position of a causal model stands for.
+        ValueError: unknown keys or wrong values in ``elva.json``, another pooling, which no position of a causal model
+            stands for, or a module behind it that changes the embedding.
     """
-    for directory in directories:
-        if (file := directory / CONFIG_FILE).is_file():
+    for name in names:
+        pooled = pooling_of(name)
+        if file := file_of(name, CONFIG_FILE):
             return _own_config(file)
-        if (file := directory / POOLING_FILE).is_file():
-            return _pooling_config(file)
+        if pooled is not None:
+            pooled.require_last_token()
+            return EncoderConfig(mode="direct", read="before")
     return EncoderConfig()
 
 
 def _own_config(file: Path) -> EncoderConfig:
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_object(file)
     unknown = sorted(set(values) - {field.name for field in fields(EncoderConfig)})
     if unknown:
         raise ValueError(f"{file}: unknown keys {', '.join(unknown)}; written by another version of elva?")
-    return EncoderConfig(**values)
-
-
-def _pooling_config(file: Path) -> EncoderConfig:
-    values = json.loads(file.read_text(encoding="utf-8"))
-    flags = [key.removeprefix("pooling_mode_") for key, value in values.items() if value is True]
-    modes = values.get("pooling_mode") or [flag for flag in flags if flag != "include_prompt"]
-    if modes not in ("lasttoken", ["lasttoken"]):
-        raise ValueError(
-            f"{file}: pooling {modes} given, expected lasttoken (an embedding is read at one position)"
-        )
-    return EncoderConfig(mode="direct", read="before")
+    try:
+        return EncoderConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error

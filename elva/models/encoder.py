@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from elva.files import atomic_directory
 from elva.models import batches, shared_prefix
+from elva.models.adapters import merged
 from elva.models.batches import Batch
 from elva.models.checkpoint import load, register_ret
 from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice
@@ -79,16 +80,19 @@ class MultimodalEncoder:
         attn_implementation: str = "auto",
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        trust_remote_code: bool = False,
     ) -> MultimodalEncoder:
         """Load a directory written by ``save_pretrained``, or any Qwen-VL checkpoint (directory or hub name).
 
         A PEFT adapter (``adapter_config.json``) beside or instead of the weights is merged into them. A tokenizer
         without ``[RET]`` gets one. ``read_config`` says what is read of how a retriever of others embeds.
-        ``dtype`` None: the checkpoint's own. ``device`` None: a GPU if there is one.
-        FileNotFoundError for a path without a directory; ValueError for another architecture or pooling, or an adapter
+        ``dtype`` None: the checkpoint's own. ``device`` None: a GPU if there is one. ``trust_remote_code``: run the
+        code that a checkpoint brings for its tokenizer or image processor; the model is always transformers' own.
+        FileNotFoundError for a path without a directory; ValueError for another architecture, pooling or module
+        behind it, weights that are missing, left over, of another shape or no floating-point numbers, or an adapter
         that does not fit.
         """
-        loaded = load(str(path_or_name), attn_implementation, dtype, device)
+        loaded = load(str(path_or_name), attn_implementation, dtype, device, trust_remote_code)
         return cls(loaded.model, loaded.tokenizer, loaded.image_processor, loaded.config)
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -111,7 +115,7 @@ class MultimodalEncoder:
     def merge_adapter(self) -> None:
         """Merge an attached PEFT adapter (and a trained ``[RET]`` row) into the weights, if there is one."""
         if self.base_model is not self.model:
-            self.model = self.model.merge_and_unload()
+            self.model = merged(self.model)
 
     @property
     def base_model(self) -> Any:

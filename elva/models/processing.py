@@ -115,12 +115,16 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
     return [Item(text, item.image) for text, item in zip(texts, items, strict=True)]
 
 
-def load_image_processor(name: str, backend: str | None = None) -> Any:
-    """transformers' image processor of a directory or hub name; ``backend`` as in `EncoderConfig.image_backend`."""
+def load_image_processor(name: str, backend: str | None = None, trust_remote_code: bool = False) -> Any:
+    """transformers' image processor of a directory or hub name; ``backend`` as in `EncoderConfig.image_backend`.
+
+    ``trust_remote_code``: run code that the checkpoint brings for it.
+    """
     # From its own module: where torchvision is absent, transformers before 5.18 has a stub by that name in its root.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(name, **({} if backend is None else {"backend": backend}))
+    options = {} if backend is None else {"backend": backend}
+    return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
 
 
 def image_backend(image_processor: Any) -> str:

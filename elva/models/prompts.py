@@ -44,6 +44,8 @@ PROMPTS = {
 
 def get_prompt(name: str) -> PromptTemplate:
     """The template called ``name``; ValueError names the known ones."""
+    if not isinstance(name, str):
+        raise ValueError(f"prompt: {name!r} given, expected a name: one of {', '.join(sorted(PROMPTS))}")
     if name not in PROMPTS:
         raise ValueError(f"prompt: no template named {name!r}; expected one of {', '.join(sorted(PROMPTS))}")
     return PROMPTS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -57,5 +58,8 @@ def digest(*tensors: Tensor) -> str:
 
 
 def tower_digest(tower: nn.Module) -> str:
-    """Of a tower's weights, their precision included."""
-    return digest(*tower.state_dict().values())
+    """Of a tower's weights, their precision included, and of its settings: heads, windows, levels."""
+    config = getattr(tower, "config", None)
+    settings = "" if config is None else json.dumps(config.to_dict(), sort_keys=True, default=str)
+    state = tower.state_dict()
+    return f"{digest(*state.values())} {hashlib.blake2b((settings + ' '.join(state)).encode()).hexdigest()}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
+from elva.models.weights import load_model
 from elva.training.examples import CaptionExample
 from elva.training.trainer import StageTrainer
 
@@ -42,9 +43,9 @@ class BaseTrainer(StageTrainer):
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
     ) -> None:
         # A saved Qwen-VL carries the hub's older parameter names. Trainer would load them into the module as they
-        # are, match none, and go on from untrained weights without a word; from_pretrained translates them.
+        # are, match none, and go on from untrained weights without a word; load_model translates them.
         target: Any = self.model if model is None else model
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        saved = load_model(type(target), resume_from_checkpoint, dtype=target.dtype)
         target.load_state_dict(saved.state_dict())
 
     def loss(self, examples: list[CaptionExample], model: torch.nn.Module) -> torch.Tensor:

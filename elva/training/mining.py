@@ -8,13 +8,14 @@ import random
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from elva.data.mbeir import Query
 from elva.data.negatives import hard_negatives, random_negatives
 from elva.files import atomic_file
+from elva.models.identity import describe, model_digest
 from elva.training.config import NegativeSettings
-from elva.training.examples import RetrievalExample, TrainingData
+from elva.training.examples import Item, RetrievalExample, TrainingData
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -26,7 +27,6 @@ def mine(
     settings: NegativeSettings,
     cache: Path,
     seed: int,
-    model: str,
 ) -> list[RetrievalExample]:
     """Retrieval examples with balanced negatives, read from ``cache`` where the same request was answered before.
 
@@ -38,33 +38,51 @@ def mine(
         queries = sorted(random.Random(seed).sample(queries, settings.instances), key=lambda query: query.qid)
     if settings.n_hard == 0 and settings.n_random == 0:
         return [RetrievalExample(query) for query in queries]
-    key = _key(data, settings, seed, model, queries)
+    groups = _groups(data, settings, queries, seed)
+    key = _key(encoder, data, settings, seed, groups)
     if cache.is_file():
         stored = json.loads(cache.read_text(encoding="utf-8"))
         if stored.get("key") == key:
             return [RetrievalExample(query, tuple(stored["negatives"][query.qid])) for query in queries]
-    negatives = _search(encoder, data, settings, queries, seed)
+    negatives = _search(encoder, data, settings, groups, seed)
     with atomic_file(cache) as temporary:
         temporary.write_text(json.dumps({"key": key, "negatives": negatives}), encoding="utf-8")
     return [RetrievalExample(query, tuple(negatives[query.qid])) for query in queries]
+
+
+class _Group(NamedTuple):
+    """Queries whose positives have one modality, as inputs, and the candidates that are searched for them."""
+
+    queries: list[Query]
+    items: list[Item]
+    pool: list[str]
+
+
+def _groups(data: TrainingData, settings: NegativeSettings, queries: list[Query], seed: int) -> list[_Group]:
+    by_modality: dict[str, list[Query]] = defaultdict(list)
+    for query in queries:
+        by_modality[data.candidate(query.positives[0]).modality].append(query)
+    return [
+        _Group(
+            group,
+            [data.query_item(query, random.Random(f"{seed}:{query.qid}")) for query in group],
+            _pool(data, group, modality, settings.pool_limit, seed),
+        )
+        for modality, group in sorted(by_modality.items())
+    ]
 
 
 def _search(
     encoder: MultimodalEncoder,
     data: TrainingData,
     settings: NegativeSettings,
-    queries: list[Query],
+    groups: list[_Group],
     seed: int,
 ) -> dict[str, list[str]]:
-    groups: dict[str, list[Query]] = defaultdict(list)
-    for query in queries:
-        groups[data.candidate(query.positives[0]).modality].append(query)
     negatives: dict[str, list[str]] = {}
-    for modality, group in sorted(groups.items()):
-        pool = _pool(data, group, modality, settings.pool_limit, seed)
+    for group, items, pool in groups:
         index = {did: position for position, did in enumerate(pool)}
         own = [[index[did] for did in query.positives if did in index] for query in group]
-        items = [data.query_item(query, random.Random(f"{seed}:{query.qid}")) for query in group]
         hard = hard_negatives(
             encoder.encode(items, mode="direct", show_progress=True),
             encoder.encode([data.candidate_item(did) for did in pool], mode="direct", show_progress=True),
@@ -89,19 +107,18 @@ def _pool(data: TrainingData, group: list[Query], modality: str, limit: int | No
     return pool
 
 
-def _key(data: TrainingData, settings: NegativeSettings, seed: int, model: str, queries: list[Query]) -> str:
-    """What the answer depends on: the model's weights file, the pool, the queries and the settings."""
-    weights = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    digest = hashlib.sha256()
-    for path in weights:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    request = [
-        model if not weights else "",
-        asdict(settings),
-        seed,
-        [q.qid for q in queries],
-        sorted(data.pool),
-    ]
-    digest.update(json.dumps(request).encode())
-    return digest.hexdigest()
+def _key(
+    encoder: MultimodalEncoder,
+    data: TrainingData,
+    settings: NegativeSettings,
+    seed: int,
+    groups: list[_Group],
+) -> str:
+    """What the answer depends on: the model as it is, the settings, and all queries and candidates as they are."""
+    found = hashlib.sha256(json.dumps([model_digest(encoder), asdict(settings), seed]).encode())
+    for group, items, pool in groups:
+        for query, item in zip(group, items, strict=True):
+            found.update(json.dumps([query.qid, query.positives, describe(item)]).encode())
+        for did in pool:
+            found.update(json.dumps([did, describe(data.candidate_item(did))]).encode())
+    return found.hexdigest()

@@ -109,9 +109,7 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
         # a retriever of others may have been read without a summary; from here on it is read behind one
         encoder.config = replace(encoder.config, mode="generative")
     data = TrainingData(config.data, config.tasks, config.exclude_tasks)
-    mined = mine(
-        encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed, config.model
-    )
+    mined = mine(encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed)
     attach_adapter(encoder, config.lora)
     if isinstance(config, InstructConfig):
         return InstructTrainer(encoder, arguments, mined, config, data)

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from elva.models.adapters import read_adapter, require_adapter
+
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
 
@@ -137,6 +139,14 @@ class StageTrainer(Trainer):
         for name, value in values.items():
             kept = value.detach() if isinstance(value, torch.Tensor) else value
             self._recorded[name.replace("__", "/")].append(kept)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        """As Trainer, which only warns of weights that the checkpoint lacks and goes on from untrained ones."""
+        if not self.is_fsdp_enabled:
+            require_adapter(self.encoder.model, read_adapter(resume_from_checkpoint), resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def take_recorded(self) -> dict[str, list[float]]:
         """All figures since the last call, one a micro-batch. Waits for the device."""

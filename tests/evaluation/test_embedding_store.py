@@ -77,6 +77,27 @@ def test_what_changed_is_encoded_anew(change, tmp_path, root):
     assert torch.equal(first, second) == (change != "text")
 
 
+def test_a_picture_given_by_its_path_alone_is_known_by_its_content(tmp_path, root):
+    picture = next(path for path in root.rglob("*.png"))
+    encoder = tiny.create(["a red cat"] * 4)
+    first = StoredEncoder(encoder, tmp_path / "kept", "m").encode([str(picture)], mode="direct")
+    from PIL import Image
+
+    other = tmp_path / "other.png"
+    Image.new("RGB", (64, 64), "black").save(other)
+    other.replace(picture)
+    second = StoredEncoder(encoder, tmp_path / "kept", "m").encode([str(picture)], mode="direct")
+    assert torch.equal(second, encoder.encode([str(picture)], mode="direct"))
+    assert not torch.equal(second, first)
+
+
+def test_an_instruction_for_each_input_is_kept_with_its_own(tmp_path):
+    encoder = tiny.create(["a red cat"] * 4)
+    inputs, instructions = ["a cat"] * 5, ["one", "two", "three", "four", "five"]
+    stored = StoredEncoder(encoder, tmp_path / "kept", "m").encode(inputs, instructions, mode="direct")
+    torch.testing.assert_close(stored, encoder.encode(inputs, instructions, mode="direct"))
+
+
 def test_pictures_in_memory_are_not_kept(tmp_path):
     from PIL import Image
 

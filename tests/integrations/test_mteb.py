@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 
 import pytest
 import torch
@@ -143,6 +144,43 @@ def test_results_are_kept_apart_by_weights_and_settings(encoder, tmp_path):
     assert direct.experiment_kwargs != model.mteb_model_meta.experiment_kwargs
     with pytest.raises(ValueError, match="document_mode: 'both' given"):
         ELVAEncoder(encoder, document_mode="both")
+
+
+@pytest.mark.parametrize("change", ["prompt", "max_pixels", "max_summary_tokens", "bin", "base"])
+def test_cached_scores_are_not_those_of_another_model(change, encoder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    path = base = tmp_path / "model"
+    encoder.save_pretrained(base)
+    if change == "bin":
+        torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+        (base / "model.safetensors").unlink()
+    if change == "base":
+        path = tmp_path / "adapter"
+        wrapped = get_peft_model(
+            MultimodalEncoder.from_pretrained(base, device="cpu").model, LoraConfig(target_modules=["q_proj"])
+        )
+        wrapped.peft_config["default"].base_model_name_or_path = str(base)
+        wrapped.save_pretrained(path)
+
+    def kept_at():
+        meta = ELVAEncoder(path, device="cpu").mteb_model_meta
+        return meta.name, meta.revision, meta.experiment_name
+
+    first = kept_at()
+    assert kept_at() == first
+    if change == "bin":
+        weights = torch.load(base / "pytorch_model.bin")
+        torch.save({key: value + 1e-3 for key, value in weights.items()}, base / "pytorch_model.bin")
+    elif change == "base":
+        other = tiny.create([f"a {c} {s}" for c in COLOURS for s in SHAPES] * 2, seed=1)
+        other.model.save_pretrained(base)
+    else:
+        values = {"prompt": "paper", "max_pixels": 2304, "max_summary_tokens": 3}
+        settings = json.loads((base / "elva.json").read_text())
+        (base / "elva.json").write_text(json.dumps({**settings, change: values[change]}))
+    assert kept_at() != first
 
 
 def test_without_mteb_the_error_names_the_extra(encoder, monkeypatch):

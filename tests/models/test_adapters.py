@@ -67,6 +67,43 @@ def test_the_head_and_the_wrapper_agree(adapted, mixed_inputs):
     torch.testing.assert_close(adapted.token_logits(bare)[live], logits[live], atol=1e-5, rtol=1e-5)
 
 
+DELTAS = {
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj"]},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head"]},
+    "copy": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "row": {"target_modules": ["q_proj"], "trainable_token_indices": [5]},
+}
+
+
+@pytest.mark.parametrize("delta", DELTAS)
+def test_a_delta_on_tied_embeddings_does_not_reach_the_head(delta, own_encoder, tmp_path):
+    own_encoder.save_pretrained(tmp_path / "base")
+    own_encoder.model = get_peft_model(own_encoder.model, LoraConfig(r=4, **DELTAS[delta]))
+    own_encoder.model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    for parameter in own_encoder.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    own_encoder.model.save_pretrained(tmp_path / "adapter")
+    batch = own_encoder.prepare(["a red cat", "two dogs"])
+
+    def logits(encoder: MultimodalEncoder) -> torch.Tensor:
+        with torch.no_grad():
+            found = encoder.model(**batch, use_cache=False).logits
+        encoder.base_model.model.rope_deltas = None
+        return found[batch["attention_mask"].bool()]
+
+    trained = logits(own_encoder)
+    loaded = MultimodalEncoder.from_pretrained(tmp_path / "adapter", device="cpu")
+    own_encoder.merge_adapter()
+    own_encoder.save_pretrained(tmp_path / "merged")
+    saved = MultimodalEncoder.from_pretrained(tmp_path / "merged", device="cpu")
+    for encoder in (loaded, own_encoder, saved):
+        torch.testing.assert_close(logits(encoder), trained, atol=1e-4, rtol=1e-4)
+        tied = encoder.model.lm_head.weight is encoder.model.get_input_embeddings().weight
+        assert tied == (delta == "row") == encoder.model.config.tie_word_embeddings
+
+
 def test_gradient_checkpointing_gives_the_same_gradient(adapted, mixed_inputs):
     def gradients() -> list[torch.Tensor]:
         batch, _ = adapted.append(adapted.prepare(mixed_inputs), [[] for _ in mixed_inputs], ret=True)

@@ -119,6 +119,141 @@ def test_an_adapter_without_a_base_is_named(tmp_path):
         MultimodalEncoder.from_pretrained(tmp_path, device="cpu")
 
 
+def test_a_config_without_weights_beside_an_adapter_is_no_base(base, adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    shutil.copy(base / "config.json", folder)
+    torch.testing.assert_close(direct(folder), adapter[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", [5, -3])
+def test_embeddings_that_were_resized_come_with_the_adapter(base, tmp_path, change):
+    encoder = MultimodalEncoder.from_pretrained(base, device="cpu")
+    height = len(encoder.tokenizer) + 8 + change
+    for size in (len(encoder.tokenizer) + 8, height):
+        encoder.model.resize_token_embeddings(size, mean_resizing=False)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    torch.nn.init.normal_(encoder.model.get_input_embeddings().weight)
+    encoder.model = get_peft_model(encoder.model, LoraConfig(r=4, target_modules=["q_proj"]))
+    encoder.model.peft_config["default"].base_model_name_or_path = str(base)
+    encoder.model.save_pretrained(tmp_path, save_embedding_layers=True)
+    loaded = MultimodalEncoder.from_pretrained(tmp_path, device="cpu")
+    assert loaded.model.get_input_embeddings().weight.shape[0] == height
+    assert torch.equal(loaded.encode(INPUTS, mode="direct"), encoder.encode(INPUTS, mode="direct"))
+
+
+def test_tokens_without_embeddings_are_named(adapter, tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    encoder = MultimodalEncoder.from_pretrained(folder, device="cpu")
+    rows = encoder.model.get_input_embeddings().weight.shape[0] - 1  # without [RET], which the base has not
+    encoder.tokenizer.add_tokens(["<new>"])
+    encoder.tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError) as error:
+        MultimodalEncoder.from_pretrained(folder, device="cpu")
+    assert str(error.value) == (
+        f"{folder}: the adapter's tokenizer knows {rows + 2} tokens and its base has embeddings of {rows}; the adapter "
+        f"brings none for 2 of them, e.g. token {rows}"
+    )
+
+
+def settings(**values):
+    def change(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return change
+
+
+def weights(change):
+    def apply(folder: Path) -> None:
+        found = change(load_file(folder / "adapter_model.safetensors"))
+        save_file(found, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def text(file: str, content: str):
+    return lambda folder: (folder / file).write_text(content)
+
+
+def binary(content):
+    def apply(folder: Path) -> None:
+        (folder / "adapter_model.safetensors").unlink()
+        torch.save(content, folder / "adapter_model.bin")
+
+    return apply
+
+
+class Code:
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+FAULTS = {
+    "no JSON": (text("adapter_config.json", "{"), r"adapter_config\.json: no JSON"),
+    "a list": (text("adapter_config.json", "[]"), "list given, expected a JSON object"),
+    "base 5": (settings(base_model_name_or_path=5), "base_model_name_or_path is 5, expected the model"),
+    "no base": (
+        settings(base_model_name_or_path="../nowhere"),
+        r"adapter_config\.json: base_model_name_or_path is '\.\./nowhere', and there is no such directory",
+    ),
+    "r": (settings(r="4"), r"adapter_config\.json: PEFT cannot use it: TypeError"),
+    "another r": (settings(r=8), "16 weights have another shape .* expected "),
+    "type": (settings(peft_type="FOO"), "PEFT cannot use it: KeyError: 'FOO'"),
+    "kind": (settings(alora_invocation_tokens=[1]), "the adapter cannot be merged"),
+    "targets": (settings(target_modules=5), "PEFT cannot use it"),
+    "lost": (weights(lambda w: dict(list(w.items())[1:])), "1 of its layers have no weights in the file"),
+    "prefix": (
+        weights(lambda w: {f"module.{k}": v for k, v in w.items()}),
+        r"16 weights have no layer .*; names begin with 'module\.'",
+    ),
+    "integers": (weights(lambda w: {k: v.long() for k, v in w.items()}), "16 weights are no floating-point"),
+    "narrow": (
+        weights(lambda w: {**w, "base_model.model.lm_head.weight": torch.zeros(9, 3)}),
+        r"lm_head\.weight is \[9, 3\], expected a row of 192 for every token",
+    ),
+    "cut off": (text("adapter_model.safetensors", "x"), "the file of weights is damaged or cut off"),
+    "none": (lambda f: (f / "adapter_model.safetensors").unlink(), "an adapter_config.json without weights"),
+    "code": (binary({"a": Code()}), r"its \.bin file holds more than tensors, or is damaged"),
+    "no tensors": (binary({"a": "b"}), r"its \.bin file holds more than tensors, or is damaged"),
+    "elva.json": (text("elva.json", '{"max_pixels": "1"}'), r"elva\.json: max_pixels: '1' given"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_adapter_that_cannot_be_used_is_one_line(fault, adapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change, message = FAULTS[fault]
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter[0], folder)
+    change(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        MultimodalEncoder.from_pretrained(folder, device="cpu")
+    assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": ["qwen2_vl"]}, r"is a \['qwen2_vl'\] model, expected one of qwen2_vl"),
+        (
+            {"text_config": {"hidden_size": "wide"}},
+            r"config\.json: transformers cannot use it: .*hidden_size",
+        ),
+    ],
+)
+def test_a_config_with_wrong_values_is_one_line(values, message, base, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(base, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    with pytest.raises(ValueError, match=message) as error:
+        MultimodalEncoder.from_pretrained(folder, device="cpu")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "pooling", [{"pooling_mode": "lasttoken"}, {"pooling_mode_lasttoken": True, "include_prompt": True}]
 )
@@ -162,7 +297,7 @@ def test_the_image_processor_is_of_the_kind_that_was_saved(
 
     monkeypatch.setattr(AutoImageProcessor, "from_pretrained", spy)
     loaded = MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
-    assert seen == [asked]
+    assert seen == [{"trust_remote_code": False, **asked}]
     if settings == "kept":
         assert type(loaded.image_processor) is type(own_encoder.image_processor)
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 TRAINER = [
     "trainer.max_steps=6",
@@ -103,6 +103,25 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         (directory / "trainer_state.json").write_text(state)
     (tmp_path / "checkpoint-6").mkdir()
     assert _whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("stage", ["base", "text"])
+def test_a_checkpoint_without_some_weights_does_not_go_on(stage, mini_scenes, untrained_model, tmp_path):
+    from elva.training.config import load_config
+    from elva.training.run import make_trainer
+
+    run = tmp_path / "run"
+    overrides = command(stage, mini_scenes, untrained_model, run)[5:]
+    trainer = make_trainer(load_config(stage, None, [value for value in overrides if value != "--set"]))
+    file = run / ("adapter_model.safetensors" if stage == "text" else "model.safetensors")
+    trainer.save_model(str(run))
+    trainer._load_from_checkpoint(str(run))
+    weights = load_file(file)
+    left_out = next(key for key in weights if "layers.1." in key)
+    del weights[left_out]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"do(es)? not fit \w+: 1 of its layers have no weights in the file"):
+        trainer._load_from_checkpoint(str(run))
 
 
 def test_other_settings_do_not_continue_a_run(mini_scenes, untrained_model, tmp_path):

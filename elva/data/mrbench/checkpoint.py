@@ -15,7 +15,8 @@ LONGEST_ANSWER = 1024
 class CheckpointJudge:
     """``name`` is a directory or a name on the Hugging Face Hub; it runs on a GPU if there is one.
 
-    Raises what transformers raises for a checkpoint that is not there or is of another kind (OSError, ValueError).
+    Raises what transformers raises for a checkpoint that is not there or is of another kind (OSError, ValueError), and
+    ValueError where it lacks weights. No code of the checkpoint is run.
     """
 
     parallel = 1
@@ -28,16 +29,20 @@ class CheckpointJudge:
         import torch
         from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+        from elva.models.identity import parts_digest
         from elva.models.processing import InputProcessor, load_image_processor
         from elva.models.prompts import PromptTemplate
+        from elva.models.weights import load_model
 
-        self.name = f"{name} through transformers"
         self._longest = max_new_tokens
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+        model = load_model(AutoModelForImageTextToText, name, dtype="auto")
         self._model = model.to(device).eval()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         image_processor = load_image_processor(name)
+        # Another model may come to lie at the same place.
+        weights = parts_digest(self._model, self._tokenizer, image_processor)[:12]
+        self.name = f"{name} ({weights}, at most {max_new_tokens} tokens) through transformers"
         self._process = InputProcessor(self._tokenizer, image_processor, PromptTemplate("judge", ""))
 
     def reads(self, question: Question) -> bool:

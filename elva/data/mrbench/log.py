@@ -21,6 +21,7 @@ class AnswerLog:
         self._path = path
         self._judge = f"{judge.name}\0{prompt.TASK}{prompt.FORM}{KINDS}"
         self._outcomes: dict[str, Outcome] = {}
+        self._pictures: dict[Path, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._read()
         self._file = path.open("a", encoding="utf-8")
@@ -40,9 +41,16 @@ class AnswerLog:
         self._file.close()
 
     def _key(self, question: Question) -> str:
-        picture = "" if question.image is None else question.image.name
+        picture = "" if question.image is None else self._picture(question.image)
         parts = (self._judge, question.qid, question.text or "", picture, question.caption or "")
         return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+    def _picture(self, path: Path) -> str:
+        """By content, read once: another picture may come under the same name."""
+        if path not in self._pictures:
+            content = path.read_bytes() if path.is_file() else b""
+            self._pictures[path] = hashlib.blake2b(content, digest_size=16).hexdigest()
+        return f"{path.name} {self._pictures[path]}"
 
     def _read(self) -> None:
         if not self._path.exists():

@@ -1,0 +1,52 @@
+"""Files of a model, in a directory or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def file_of(name: str, file: str) -> Path | None:
+    """Where ``file`` of the directory or hub name ``name`` lies here; None where there is no such file."""
+    if Path(name).is_dir():
+        return Path(name) / file if (Path(name) / file).is_file() else None
+    from transformers.utils import cached_file, has_file
+
+    found = cached_file(name, file) if has_file(name, file) else None
+    return None if found is None else Path(found)
+
+
+def weight_files(name: str) -> list[Path]:
+    """The files that hold the weights, in the order in which transformers looks for them; empty where there are none.
+
+    Raises:
+        ValueError: an index that names no files.
+    """
+    for file in WEIGHTS:
+        if whole := file_of(name, file):
+            return [whole]
+        if index := file_of(name, f"{file}.index.json"):
+            shards = read_object(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ValueError(f"{index}: weight_map is {type(shards).__name__}, expected names of files")
+            return [found for shard in sorted(set(shards.values())) if (found := file_of(name, shard))]
+    return []
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. ValueError naming the file for anything else."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: no JSON: {error}") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """As `read_json`, of an object."""
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: {type(values).__name__} given, expected a JSON object")
+    return values

@@ -15,6 +15,7 @@ from elva.data.negatives import hard_negatives, random_negatives
 from elva.files import atomic_file
 from elva.training.config import NegativeSettings
 from elva.training.examples import RetrievalExample, TrainingData
+from elva.training.identity import Content
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -63,7 +64,8 @@ def _search(
     for modality, group in sorted(groups.items()):
         pool = _pool(data, group, modality, settings.pool_limit, seed)
         index = {did: position for position, did in enumerate(pool)}
-        own = [[index[did] for did in query.positives if did in index] for query in group]
+        own = [[index[did] for did in data.known_positives.dids(query) if did in index] for query in group]
+        copies = _copies(data, group, pool)
         items = [data.query_item(query, random.Random(f"{seed}:{query.qid}")) for query in group]
         hard = hard_negatives(
             encoder.encode(items, mode="direct", show_progress=True),
@@ -72,12 +74,24 @@ def _search(
             settings.n_hard,
             max_score=settings.max_score,
             margin=settings.margin,
+            excluded=copies,
         )
-        excluded = [[*o, *h] for o, h in zip(own, hard, strict=True)]
+        excluded = [[*o, *c, *h] for o, c, h in zip(own, copies, hard, strict=True)]
         drawn = random_negatives(len(pool), excluded, settings.n_random, seed)
         for query, h, r in zip(group, hard, drawn, strict=True):
             negatives[query.qid] = [pool[position] for position in h + r]
     return negatives
+
+
+def _copies(data: TrainingData, group: list[Query], pool: list[str]) -> list[list[int]]:
+    """For each query the places in the pool that show one of its positives or the query itself."""
+    places: dict[Content, list[int]] = defaultdict(list)
+    for place, did in enumerate(pool):
+        places[data.known_positives.content(did)].append(place)
+    return [
+        sorted(place for content in data.known_positives.contents(query) for place in places.get(content, ()))
+        for query in group
+    ]
 
 
 def _pool(data: TrainingData, group: list[Query], modality: str, limit: int | None, seed: int) -> list[str]:

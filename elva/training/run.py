@@ -25,6 +25,7 @@ from elva.training.config import (
     TextConfig,
 )
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
+from elva.training.idle import refuse_idle_settings, refuse_lonely_batches, require_trained
 from elva.training.resume import (
     CHECKPOINTS,
     require_whole,
@@ -38,6 +39,20 @@ from elva.training.trainer import StageTrainer, autocast_dtype
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
+
+# What Trainer knows and a stage decides by itself; a setting that is not heard is refused.
+IGNORED = {
+    "output_dir": "set output, whose folder checkpoints takes them",
+    "resume_from_checkpoint": "a run goes on from its last whole checkpoint by itself, with the same command",
+    "seed": "set seed",
+    "data_seed": "set seed, which orders the examples too",
+    "remove_unused_columns": "an example is handed to the stage whole; leave it out",
+    "dataloader_pin_memory": "an example holds no tensors; leave it out",
+    "label_smoothing_factor": "the loss is the stage's own; leave it out",
+    "train_sampling_strategy": "each epoch shuffles all examples by the seed; leave it out",
+    "group_by_length": "each epoch shuffles all examples by the seed; leave it out",
+    "length_column_name": "each epoch shuffles all examples by the seed; leave it out",
+}
 
 
 def run_stage(config: StageConfig) -> Path:
@@ -68,7 +83,9 @@ def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Pat
         same_processes(output, processes)
     elif first:
         write_record(config, output, processes)
+    refuse_idle_settings(config, arguments)
     trainer = _seeded_trainer(config, arguments)
+    refuse_lonely_batches(config, trainer)
     if trainer.is_fsdp_enabled:
         refuse_unless_contrastive(config)
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -88,6 +105,8 @@ def _seeded_trainer(config: StageConfig, arguments: TrainingArguments) -> StageT
 
 
 def _arguments(config: StageConfig) -> TrainingArguments:
+    for name in sorted(IGNORED.keys() & config.trainer.keys()):
+        raise ConfigError(f"trainer.{name}: has no effect in a stage; {IGNORED[name]}")
     settings: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 10,
@@ -183,6 +202,7 @@ def _finish(trainer: StageTrainer, config: StageConfig, output: Path, model: Pat
         encoder = whole_encoder(config, trained)
     with atomic_file(output / "history.json") as temporary:
         temporary.write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+    require_trained(trainer.state.global_step, encoder.model.named_parameters())
     encoder.merge_adapter()
     with atomic_directory(model) as temporary:
         encoder.save_pretrained(temporary)

@@ -255,3 +255,78 @@ def test_bad_settings_exit_with_one_line(tmp_path):
     assert (
         result.stderr.strip() == "elva train rl: output: missing; give it in the file or with --set output=…"
     )
+
+
+def test_a16_history_is_that_of_an_uninterrupted_run(mini_scenes, untrained_model, tmp_path):
+    """The loss's window (3 steps) and the mean of all steps go on over the resumption at step 2."""
+    trainer = {
+        "max_steps": 6,
+        "save_steps": 2,
+        "save_total_limit": 9,
+        "logging_steps": 3,
+        "per_device_train_batch_size": 5,
+        "learning_rate": 1e-2,
+        "disable_tqdm": True,
+    }
+    config = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer=trainer)
+    whole = history(run_stage(config))
+    for name in ("model", "checkpoints/checkpoint-4", "checkpoints/checkpoint-6"):
+        shutil.rmtree(tmp_path / "run" / name)
+    resumed = history(run_stage(config))
+    assert resumed == whole
+    lines = [line["loss"] for line in whole if "loss" in line]
+    assert len(lines) == 2 and whole[-1]["train_loss"] == pytest.approx(sum(lines) / 2)
+    # once more, with no step left to take
+    shutil.rmtree(tmp_path / "run" / "model")
+    assert history(run_stage(config)) == whole
+
+
+def history(model):
+    lines = json.loads((model.parent / "history.json").read_text())
+    of_the_clock = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    return [{key: value for key, value in line.items() if key not in of_the_clock} for line in lines]
+
+
+def test_a16_a_checkpoint_goes_on_only_on_as_many_processes(mini_scenes, untrained_model, tmp_path):
+    trainer = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4, "warmup_steps": 0}
+    config = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer=trainer)
+    shutil.rmtree(run_stage(config))
+    record = tmp_path / "run" / "config.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "processes": 4}))
+    with pytest.raises(
+        ConfigError,
+        match=r"run holds checkpoints of 4 processes, and this run has 1: .* start it on 4, or choose",
+    ):
+        run_stage(config)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # nothing to go on from: it begins anew
+    assert is_whole(run_stage(config)) is None
+    assert json.loads(record.read_text())["processes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("output_dir", "set output, whose folder checkpoints takes them"),
+        ("resume_from_checkpoint", "a run goes on from its last whole checkpoint by itself"),
+        ("seed", "set seed"),
+        ("data_seed", "set seed"),
+        ("label_smoothing_factor", "the loss is the stage's own"),
+    ],
+)
+def test_a16_settings_that_are_not_heard_are_refused(name, advice, tmp_path):
+    config = small_text_run("m", "d", tmp_path / "run", trainer={name: 1})
+    with pytest.raises(ConfigError, match=f"trainer.{name}: has no effect in a stage; {advice}"):
+        run_stage(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_behind_its_last_step_takes_no_other(mini_scenes, untrained_model, tmp_path):
+    """Its last step ends no epoch: Trainer alone would take a seventh."""
+    trainer = {"max_steps": 5, "save_steps": 5, "per_device_train_batch_size": 5, "disable_tqdm": True}
+    config = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer=trainer)
+    model = run_stage(config)
+    whole, weights = history(model), load_file(model / "model.safetensors")
+    shutil.rmtree(model)
+    assert history(run_stage(config)) == whole
+    again = load_file(model / "model.safetensors")
+    assert all(again[name].equal(weights[name]) for name in weights)

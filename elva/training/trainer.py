@@ -202,7 +202,8 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         recorded = {name: [float(value) for value in values] for name, values in self._recorded.items()}
-        self.state.stateful_callbacks[FIGURES] = {"losses": self.losses.to_json(), "recorded": recorded}
+        kept: Any = self.state.stateful_callbacks
+        kept[FIGURES] = {"losses": self.losses.to_json(), "recorded": recorded}
         super()._save_checkpoint(*arguments, **options)
 
     def _mean_over_processes(self, value: float) -> float:

@@ -16,7 +16,7 @@ from elva.data.mrbench.answers import KINDS
 from elva.data.mrbench.asking import Asker
 from elva.data.mrbench.datasheet import STATISTICS, write_datasheet
 from elva.data.mrbench.judged import FEWER, FOLDER, PICKED, Judged, write_judged
-from elva.data.mrbench.judges import Judge
+from elva.data.mrbench.judges import Judge, JudgeError
 from elva.data.mrbench.log import AnswerLog
 from elva.data.mrbench.rules import RulesJudge, grains_of
 from elva.data.mrbench.tasks import SPLIT, TaskRecord, choose_tasks, judge_task, read_task, row_name
@@ -88,6 +88,12 @@ def _build(
     finally:
         log.close()
     used = [record for record in records if record.picked()]
+    unanswered = [reason for record in records for _, reason in record.set_aside]
+    if unanswered and not any(record.answers for record in records):
+        raise JudgeError(
+            f"{judge.name}: no usable answer to any of {len(unanswered)} questions; "
+            f"the last time because: {unanswered[-1]}"
+        )
     if not used:
         raise DataError(f"{directory.root}: {judge.name} found no query with two grains in {_names(records)}")
     count = min(record.picked() for record in used)

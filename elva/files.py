@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from elva.locks import lock_name
+
 
 @contextmanager
 def atomic_file(target: str | Path) -> Iterator[Path]:
@@ -46,9 +48,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 def atomic_directory(target: str | Path) -> Iterator[Path]:
     """Yield a temporary directory; on success it becomes ``target``, on error it is removed.
 
-    Raises FileExistsError when ``target`` already holds something: nothing is overwritten.
+    Raises FileExistsError when ``target`` already holds something: nothing is overwritten; LockedError while another
+    process writes it.
     """
-    target = Path(target)
+    with lock_name(target), _directory_aside(Path(target)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _directory_aside(target: Path) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} already exists and is not empty; choose another output or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ OPTIONAL = {
     "triton": "triton",
     "trl": "trl",
     "typer": "typer",
+    "urllib3": "urllib3",
     "yaml": "pyyaml",
 }
 

@@ -52,6 +52,8 @@ def evaluate_command(
     ] = None,
 ) -> None:
     """Hit rate, recall, MRR and nDCG per task; multi-grain hits, grain distance and grains named."""
+    from contextlib import ExitStack
+
     from safetensors import SafetensorError
 
     from elva.data.mbeir import MBEIRDirectory
@@ -62,8 +64,10 @@ def evaluate_command(
     from elva.evaluation.report import render_report
     from elva.evaluation.retrieval import evaluate, select_tasks
     from elva.evaluation.unseen import require_unseen
+    from elva.locks import lock_directory
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+    held = ExitStack()
     try:
         if check:
             require_sound(data)
@@ -77,6 +81,8 @@ def evaluate_command(
             raise ValueError(f"--out is missing: --benchmark {benchmark} keeps embeddings and tables there")
         first = join_processes()
         encoder: Any = load_encoder(model)
+        if out is not None and first:
+            held.enter_context(lock_directory(out))  # for all processes that share the work
         if benchmark is not None:
             assert out is not None
             encoder = StoredEncoder(encoder, out / "embeddings", model_digest(encoder))
@@ -116,6 +122,8 @@ def evaluate_command(
     except (ValueError, OSError, SafetensorError) as error:
         typer.echo(f"elva eval: {error}", err=True)
         raise typer.Exit(2) from error
+    finally:
+        held.close()
 
 
 def load_encoder(model: str) -> MultimodalEncoder:

@@ -18,6 +18,7 @@ def hard_negatives(
     *,
     max_score: float | None = None,
     margin: float | None = None,
+    excluded: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """The ``n_hard`` nearest candidates of every query that are no positives and no suspected false negatives.
 
@@ -26,6 +27,7 @@ def hard_negatives(
         positives: for every query, the indices of its positives among the candidates.
         max_score: candidates above this cosine are dropped.
         margin: candidates above (best positive's cosine − margin) are dropped.
+        excluded: for every query, the indices of more candidates that are none of its negatives (copies).
 
     Returns:
         [Q] lists of candidate indices, nearest first, shorter than ``n_hard`` where nothing is left.
@@ -37,7 +39,10 @@ def hard_negatives(
     queries, candidates = queries.float(), candidates.float()
     best = None if margin is None else _best_positive(queries, candidates, positives)
     ceiling = score_ceiling(best, max_score=max_score, margin=margin)
-    found = similarity_topk(queries, candidates, n_hard, ceiling=ceiling, exclude=positives).indices
+    barred = positives
+    if excluded is not None:
+        barred = [sorted({*own, *more}) for own, more in zip(positives, excluded, strict=True)]
+    found = similarity_topk(queries, candidates, n_hard, ceiling=ceiling, exclude=barred).indices
     return [[index for index in row if index >= 0] for row in found.tolist()]
 
 

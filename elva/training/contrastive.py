@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from elva.losses import InfoNCELoss
 from elva.models.batches import Batch
 from elva.training.config import InstructConfig, TextConfig
 from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample, draw_batch
+from elva.training.identity import same_text
 from elva.training.rollouts import sample, separate
 from elva.training.trainer import StageTrainer
 
@@ -54,6 +56,10 @@ class TextTrainer(StageTrainer):
     ) -> None:
         super().__init__(encoder, arguments, examples, **kwargs)
         self.criterion = InfoNCELoss(config.loss.temperature, bidirectional=config.loss.bidirectional)
+        self._known: dict[str, set[str]] = defaultdict(set)
+        for example in examples:
+            texts = (example.anchor, example.positive, *example.known)
+            self._known[same_text(example.anchor)].update(map(same_text, texts))
 
     def loss(self, examples: list[TripletExample], model: torch.nn.Module) -> torch.Tensor:
         texts = [example.positive for example in examples]
@@ -61,18 +67,17 @@ class TextTrainer(StageTrainer):
         anchors = [example.anchor for example in examples]
         queries = embed(self.encoder, [{"text": text, "image": None} for text in anchors], model)
         keys = embed(self.encoder, [{"text": text, "image": None} for text in texts], model)
-        # the same sentence may stand in the batch twice: it is no negative of itself
-        mask = torch.tensor(
-            [
-                [text not in (anchor, own) for text in texts]
-                for anchor, own in zip(anchors, texts, strict=False)
-            ]
-        )
-        return self.criterion(queries, keys, mask=mask.to(keys.device))
+        return self.criterion(queries, keys, mask=self.negatives(anchors, texts).to(keys.device))
+
+    def negatives(self, anchors: Sequence[str], texts: Sequence[str]) -> torch.Tensor:
+        """[anchors, texts] bool: True unless the text is the anchor, or follows from it in any of the examples."""
+        keys = [same_text(text) for text in texts]
+        known = [self._known[same_text(anchor)] for anchor in anchors]
+        return torch.tensor([[key not in own for key in keys] for own in known])
 
 
 class InstructTrainer(StageTrainer):
-    """Stage 2 (docs/method.md): queries against all candidates of the batch, false negatives masked by id."""
+    """Stage 2 (docs/method.md): queries against all candidates of the batch, false negatives masked by content."""
 
     def __init__(
         self,
@@ -97,9 +102,9 @@ class InstructTrainer(StageTrainer):
             queries = embed(self.encoder, items, model)
         keys = embed(self.encoder, [self.data.candidate_item(did) for did in dids], model)
         labels = torch.tensor([dids.index(did) for did in batch.positives], device=keys.device)
-        mask = candidate_mask([example.query.positives for example in examples], dids).to(keys.device)
+        mask = self.data.known_positives.negatives([example.query for example in examples], dids)
         self.record(queries=len(items), encoded_items=len(items) + len(dids))
-        return self.criterion(queries, keys, labels, mask=mask)
+        return self.criterion(queries, keys, labels, mask=mask.to(keys.device))
 
     def _read_behind_summary(self, items: list[Item], model: torch.nn.Module) -> torch.Tensor:
         rollouts = sample(
@@ -111,9 +116,3 @@ class InstructTrainer(StageTrainer):
         )
         batch = separate(self.encoder, rollouts).batch
         return states_for_loss(self.encoder, batch, model)
-
-
-def candidate_mask(positives: Sequence[Sequence[str]], dids: Sequence[str]) -> torch.Tensor:
-    """[queries, candidates] bool: True where the candidate is a true negative of the query."""
-    own = [set(ids) for ids in positives]
-    return torch.tensor([[did not in ids for did in dids] for ids in own], dtype=torch.bool)

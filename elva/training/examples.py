@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from elva.data.captions import read_captions
 from elva.data.instructions import clean, query_text
 from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
 from elva.data.nli import read_triplets
+from elva.training.identity import KnownPositives
 
 Item = dict[str, Any]
 
@@ -27,10 +29,13 @@ class CaptionExample:
 
 @dataclass(frozen=True, slots=True)
 class TripletExample:
+    """``known``: all texts that follow from the anchor, as far as the source says; none of them is its negative."""
+
     key: str
     anchor: str
     positive: str
     negative: str | None
+    known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,10 @@ class TrainingData:
         ]
         if not self.queries:
             raise DataError(f"{root}: no training query for tasks {tasks or 'all'} without {sorted(skip)}")
+
+    @cached_property
+    def known_positives(self) -> KnownPositives:
+        return KnownPositives(self.queries, self.pool)
 
     def query_item(self, query: Query, draw: random.Random) -> Item:
         """Instruction + text (UniIR's cleaning), and the picture; one of the four instructions is drawn."""
@@ -135,7 +144,7 @@ def caption_examples(data: TrainingData) -> list[CaptionExample]:
     return examples
 
 
-def _texts(data: TrainingData, query: Query, most: int = 3) -> list[str]:
+def _texts(data: TrainingData, query: Query, most: int | None = 3) -> list[str]:
     return [text for did in query.positives[:most] if (text := data.candidate(did).text)]
 
 
@@ -148,12 +157,16 @@ def triplet_examples(source: str | Path, use_negatives: bool) -> list[TripletExa
             for row, t in enumerate(read_triplets(source))
         ]
     data = TrainingData(source, tasks=[1])
-    return [
-        TripletExample(f"{query.qid}/{did}", query.text, text, None)
-        for query in data.queries
-        for did in query.positives[:8]
-        if query.text and (text := data.candidate(did).text)
-    ]
+    examples = []
+    for query in data.queries:
+        if query.text:
+            known = tuple(_texts(data, query, most=None))
+            examples += [
+                TripletExample(f"{query.qid}/{did}", query.text, text, None, known)
+                for did in query.positives[:8]
+                if (text := data.candidate(did).text)
+            ]
+    return examples
 
 
 def corpus(data: TrainingData) -> Iterable[str]:

@@ -16,6 +16,7 @@ from elva.files import atomic_file
 from elva.models.identity import describe, model_digest
 from elva.training.config import NegativeSettings
 from elva.training.examples import Item, RetrievalExample, TrainingData
+from elva.training.identity import Content
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -82,7 +83,8 @@ def _search(
     negatives: dict[str, list[str]] = {}
     for group, items, pool in groups:
         index = {did: position for position, did in enumerate(pool)}
-        own = [[index[did] for did in query.positives if did in index] for query in group]
+        own = [[index[did] for did in data.known_positives.dids(query) if did in index] for query in group]
+        copies = _copies(data, group, pool)
         hard = hard_negatives(
             encoder.encode(items, mode="direct", show_progress=True),
             encoder.encode([data.candidate_item(did) for did in pool], mode="direct", show_progress=True),
@@ -90,12 +92,24 @@ def _search(
             settings.n_hard,
             max_score=settings.max_score,
             margin=settings.margin,
+            excluded=copies,
         )
-        excluded = [[*o, *h] for o, h in zip(own, hard, strict=True)]
+        excluded = [[*o, *c, *h] for o, c, h in zip(own, copies, hard, strict=True)]
         drawn = random_negatives(len(pool), excluded, settings.n_random, seed)
         for query, h, r in zip(group, hard, drawn, strict=True):
             negatives[query.qid] = [pool[position] for position in h + r]
     return negatives
+
+
+def _copies(data: TrainingData, group: list[Query], pool: list[str]) -> list[list[int]]:
+    """For each query the places in the pool that show one of its positives or the query itself."""
+    places: dict[Content, list[int]] = defaultdict(list)
+    for place, did in enumerate(pool):
+        places[data.known_positives.content(did)].append(place)
+    return [
+        sorted(place for content in data.known_positives.contents(query) for place in places.get(content, ()))
+        for query in group
+    ]
 
 
 def _pool(data: TrainingData, group: list[Query], modality: str, limit: int | None, seed: int) -> list[str]:
@@ -118,7 +132,7 @@ def _key(
     found = hashlib.sha256(json.dumps([model_digest(encoder), asdict(settings), seed]).encode())
     for group, items, pool in groups:
         for query, item in zip(group, items, strict=True):
-            found.update(json.dumps([query.qid, query.positives, describe(item)]).encode())
+            found.update(json.dumps([query.qid, data.known_positives.dids(query), describe(item)]).encode())
         for did in pool:
             found.update(json.dumps([did, describe(data.candidate_item(did))]).encode())
     return found.hexdigest()

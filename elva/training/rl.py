@@ -12,7 +12,6 @@ from transformers import TrainerCallback
 
 from elva.losses import GRPOLoss
 from elva.training.config import ConfigError, RLConfig
-from elva.training.contrastive import candidate_mask
 from elva.training.credit import Assessor, Credit, Relations
 from elva.training.examples import Item, RetrievalExample, TrainingData, draw_batch
 from elva.training.fast_step import FastStep
@@ -105,7 +104,7 @@ class RLTrainer(StageTrainer):
         owned = torch.zeros(len(examples), len(dids), dtype=torch.bool)
         for row, (example, own) in enumerate(zip(examples, batch.positives, strict=True)):
             owned[row, [place[own], *(place[did] for did in example.negatives)]] = True
-        negatives = candidate_mask([example.query.positives for example in examples], dids)
+        negatives = self.data.known_positives.negatives([example.query for example in examples], dids)
         if self.config.rl.random_negatives == "pool":
             negatives &= owned
         device = self.encoder.device

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from elva.files import atomic_directory, atomic_file
+from elva.locks import lock_directory
 from elva.training.config import (
     BaseConfig,
     ConfigError,
@@ -23,13 +25,34 @@ from elva.training.config import (
     TextConfig,
 )
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
+from elva.training.idle import refuse_idle_settings, refuse_lonely_batches, require_trained
+from elva.training.resume import (
+    CHECKPOINTS,
+    require_whole,
+    same_processes,
+    same_settings,
+    whole_checkpoint,
+    write_record,
+)
 from elva.training.sharded import refuse_unless_contrastive, trained_weights, whole_encoder
 from elva.training.trainer import StageTrainer, autocast_dtype
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
 
-CHECKPOINTS = "checkpoints"
+# What Trainer knows and a stage decides by itself; a setting that is not heard is refused.
+IGNORED = {
+    "output_dir": "set output, whose folder checkpoints takes them",
+    "resume_from_checkpoint": "a run goes on from its last whole checkpoint by itself, with the same command",
+    "seed": "set seed",
+    "data_seed": "set seed, which orders the examples too",
+    "remove_unused_columns": "an example is handed to the stage whole; leave it out",
+    "dataloader_pin_memory": "an example holds no tensors; leave it out",
+    "label_smoothing_factor": "the loss is the stage's own; leave it out",
+    "train_sampling_strategy": "each epoch shuffles all examples by the seed; leave it out",
+    "group_by_length": "each epoch shuffles all examples by the seed; leave it out",
+    "length_column_name": "each epoch shuffles all examples by the seed; leave it out",
+}
 
 
 def run_stage(config: StageConfig) -> Path:
@@ -37,29 +60,53 @@ def run_stage(config: StageConfig) -> Path:
 
     Checkpoints stand in ``{output}/checkpoints``; the same call after a kill goes on from the last whole one, and
     after the end returns at once. ``{output}/history.json`` holds the logged figures.
+
+    Raises:
+        ConfigError: settings that cannot be used, that differ from those ``output`` began with, or that train nothing;
+            a model directory that is not whole; processes that do not see each other.
+        LockedError: another run writes ``output``.
     """
-    output = Path(config.output)
+    output, arguments = Path(config.output), _arguments(config)
+    # one process holds the directory for all that train together
+    with lock_directory(output) if arguments.process_index == 0 else nullcontext():
+        return _run(config, output, arguments)
+
+
+def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Path:
     model = output / "model"
+    same_settings(config, output)
     if model.is_dir():
-        _same_settings(config, output)
+        require_whole(model)
         return model
-    output.mkdir(parents=True, exist_ok=True)
-    _same_settings(config, output)
-    trainer = make_trainer(config)
+    first, processes = arguments.process_index == 0, arguments.world_size * max(1, arguments.n_gpu)
+    if checkpoint := whole_checkpoint(output, arguments.world_size, remove=first):
+        same_processes(output, processes)
+    elif first:
+        write_record(config, output, processes)
+    refuse_idle_settings(config, arguments)
+    trainer = _seeded_trainer(config, arguments)
+    refuse_lonely_batches(config, trainer)
     if trainer.is_fsdp_enabled:
         refuse_unless_contrastive(config)
-    trainer.train(resume_from_checkpoint=_whole_checkpoint(output / CHECKPOINTS))
+    trainer.train(resume_from_checkpoint=checkpoint)
     _finish(trainer, config, output, model)
+    trainer.accelerator.wait_for_everyone()  # the first process alone writes the model
     return model
 
 
 def make_trainer(config: StageConfig) -> StageTrainer:
     """The stage's trainer before its first step: generators seeded, data read, hard negatives mined."""
+    return _seeded_trainer(config, _arguments(config))
+
+
+def _seeded_trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
     set_seed(config.seed)
-    return _trainer(config, _arguments(config))
+    return _trainer(config, arguments)
 
 
 def _arguments(config: StageConfig) -> TrainingArguments:
+    for name in sorted(IGNORED.keys() & config.trainer.keys()):
+        raise ConfigError(f"trainer.{name}: has no effect in a stage; {IGNORED[name]}")
     settings: dict[str, Any] = {
         "report_to": "none",
         "logging_steps": 10,
@@ -74,17 +121,20 @@ def _arguments(config: StageConfig) -> TrainingArguments:
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
     }
-    settings.setdefault("bf16", _bf16_here())
+    settings.setdefault("bf16", torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and not torch.accelerator.is_available():
+        settings.setdefault("use_cpu", True)  # without it accelerate joins no processes where there is no GPU
     try:
-        return TrainingArguments(**settings)
+        arguments = TrainingArguments(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: {error}") from error
-
-
-def _bf16_here() -> bool:
-    import torch
-
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if arguments.world_size < launched:
+        raise ConfigError(
+            f"trainer.use_cpu: the launcher started {launched} processes, and the trainer sees "
+            f"{arguments.world_size}: each would train alone; start one process, or set trainer.use_cpu=true"
+        )
+    return arguments
 
 
 def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
@@ -140,34 +190,6 @@ def _negatives(config: InstructConfig | RLConfig) -> NegativeSettings:
     return settings
 
 
-def _whole_checkpoint(directory: Path) -> str | None:
-    """The newest checkpoint that was written to its end; a half-written one (killed while saving) is removed."""
-    while directory.is_dir() and (last := get_last_checkpoint(str(directory))):
-        try:
-            # Trainer writes this file last
-            json.loads((Path(last) / "trainer_state.json").read_text(encoding="utf-8"))
-            return last
-        except (OSError, ValueError):
-            shutil.rmtree(last)
-    return None
-
-
-def _same_settings(config: StageConfig, output: Path) -> None:
-    """A run goes on only with the settings it began with."""
-    record = output / "config.json"
-    settings = json.loads(json.dumps(asdict(config)))
-    if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {*settings, *before} if settings.get(key) != before.get(key))
-        if changed:
-            raise ConfigError(
-                f"{output} holds a run with other settings ({', '.join(changed)}); choose another output or remove it"
-            )
-        return
-    with atomic_file(record) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-
-
 def _finish(trainer: StageTrainer, config: StageConfig, output: Path, model: Path) -> None:
     trained = trained_weights(trainer.encoder.model) if trainer.is_fsdp_enabled else None
     if not trainer.is_world_process_zero():
@@ -178,6 +200,8 @@ def _finish(trainer: StageTrainer, config: StageConfig, output: Path, model: Pat
         encoder = whole_encoder(config, trained)
     with atomic_file(output / "history.json") as temporary:
         temporary.write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+    require_trained(trainer.state.global_step, encoder.model.named_parameters())
     encoder.merge_adapter()
     with atomic_directory(model) as temporary:
         encoder.save_pretrained(temporary)
+        require_whole(temporary)

@@ -14,9 +14,14 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from elva.models.adapters import read_adapter, require_adapter
+from elva.training.losses_so_far import LossesSoFar
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
+
+
+FIGURES = "elva"
+"""Our entry of a checkpoint's trainer_state.json, beside those of Trainer's callbacks."""
 
 
 class ExampleDataset(Dataset[Any]):
@@ -75,6 +80,22 @@ class BarMetrics(ProgressCallback):
             self.training_bar.set_postfix(shown, refresh=False)
 
 
+class _AllStepsTaken(Exception):
+    """The checkpoint is that of the last step."""
+
+
+class Resumption(TrainerCallback):
+    """Takes up the figures of a checkpoint, once Trainer has read it."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.restore_figures(state.stateful_callbacks.get(FIGURES))
+        if state.global_step >= state.max_steps:
+            raise _AllStepsTaken
+
+
 class StageTrainer(Trainer):
     """HF Trainer over an encoder and a list of examples.
 
@@ -103,6 +124,8 @@ class StageTrainer(Trainer):
             data_collator=collate,
             callbacks=callbacks,
         )
+        self.losses = LossesSoFar(self._mean_over_processes)
+        self.add_callback(Resumption(self))
         self.current_gradient_accumulation_steps = 1  # Trainer sets it while it trains
         # compute_loss returns a plain mean over the micro-batch
         self.loss_is_scaled_for_ga = False
@@ -121,6 +144,20 @@ class StageTrainer(Trainer):
                 "or look at the examples of this step"
             )
         return (loss, {}) if return_outputs else loss
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().train(*arguments, **options)
+        except _AllStepsTaken:
+            # Trainer would take one step more where the last one does not end an epoch
+            self.log({"total_flos": self.state.total_flos, "train_loss": 0.0})
+            self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+            return None
+
+    def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        loss = super().training_step(*arguments, **options)
+        self.losses.add(loss)
+        return loss
 
     def draw(self, key: str) -> random.Random:
         """A generator for one example (named by ``key``) at this step."""
@@ -156,8 +193,32 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
+            # Trainer's figure leaves out the steps between the last line and the checkpoint it goes on from
+            logs["loss"] = self.losses.window(self.state.global_step)
             logs.update({name: fmean(values) for name, values in self.take_recorded().items()})
+        if "train_loss" in logs:
+            logs["train_loss"] = self.losses.whole(self.state.global_step)
         super().log(logs, start_time)
+
+    def restore_figures(self, kept: dict[str, Any] | None) -> None:
+        """Go on from the figures of a checkpoint; without them (a run's begin, an older checkpoint) from here."""
+        self._recorded.clear()
+        if kept is None:
+            self.losses.begin(self.state.global_step)
+            return
+        self.losses.restore(kept["losses"])
+        self._recorded.update({name: list(values) for name, values in kept["recorded"].items()})
+
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        recorded = {name: [float(value) for value in values] for name, values in self._recorded.items()}
+        kept: Any = self.state.stateful_callbacks
+        kept[FIGURES] = {"losses": self.losses.to_json(), "recorded": recorded}
+        super()._save_checkpoint(*arguments, **options)
+
+    def _mean_over_processes(self, value: float) -> float:
+        if self.args.world_size == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.args.device), "mean"))
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> EpochSampler:
         return EpochSampler(len(self.examples), self.args.seed)

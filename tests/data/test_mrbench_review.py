@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import errno
+import hashlib
 import http.client
 import json
+import socket
+import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,3 +175,133 @@ def test_only_json_from_this_machine_is_taken(port: int, built: Path) -> None:
 def test_a_port_in_use_says_so(port: int, built: Path) -> None:
     with pytest.raises(OSError, match=f"port {port} is in use; choose another with --port"):
         serve(Review(built, 4), port)
+
+
+def fetch(port: int, path: str) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    found = response.status, dict(response.getheaders()), response.read()
+    connection.close()
+    return found
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "served"),
+    [
+        ("a.svg", SVG, None),
+        ("a.png", SVG, None),
+        ("a.jpg", b"<html><script>alert(1)</script>", None),
+        ("a.png", b"", None),
+        ("a.txt", b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("a.jpg", b"RIFF0000WEBPVP8 ", "image/webp"),
+    ],
+)
+def test_b23_only_pixels_are_served_as_a_picture(
+    built: Path, name: str, content: bytes, served: str | None
+) -> None:
+    (built / name).write_bytes(content)
+    file = built / "mrbench/judged.jsonl"
+    records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [json.dumps({**record, "positive_image": name}) for record in records]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    server = serve(Review(built, 4), 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    status, headers, body = fetch(server.server_port, "/picture/0/positive")
+    server.shutdown()
+    server.server_close()
+    assert headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'; sandbox"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    if served is None:
+        assert status == 404 and b"script" not in body
+    else:
+        assert (status, headers["Content-Type"], body) == (200, served, content)
+
+
+def test_b23_the_page_runs_its_own_script_alone(port: int) -> None:
+    _, headers, page = fetch(port, "/")
+    policy = headers["Content-Security-Policy"]
+    script = page.split(b"<script>")[1].split(b"</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert page.count(b"<script") == 1 and "default-src 'none'" in policy
+
+
+def test_b23_a_reserved_port_says_so(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socketserver.TCPServer) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socketserver.TCPServer, "server_bind", refuse)
+    with pytest.raises(
+        PermissionError, match=r"^port 80 is reserved for the system; choose one from 1024 on with"
+    ):
+        serve(Review(built, 4), 80)
+
+
+def test_b23_many_connections_at_once_are_taken(built: Path) -> None:
+    """All before the server looks at the first of them."""
+    server = serve(Review(built, 4), 0)
+    assert server.request_queue_size == 128
+    waiting = [socket.create_connection(("127.0.0.1", server.server_port), timeout=5) for _ in range(40)]
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    for connection in waiting:
+        connection.sendall(b"GET / HTTP/1.0\r\nHost: 127.0.0.1:1\r\n\r\n")
+    assert all(connection.recv(100).startswith(b"HTTP/1.0 200") for connection in waiting)
+    for connection in waiting:
+        connection.close()
+    server.shutdown()
+    server.server_close()
+
+
+def test_b23_two_servers_lose_no_decision(built: Path) -> None:
+    first, second = Review(built, 4), Review(built, 4)
+    threads = [
+        threading.Thread(target=review.decide, args=({"key": key(item), "decision": "accepted"},))
+        for review, items in ((first, first.items[::2]), (second, second.items[1::2]))
+        for item in items
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert Review(built, 4).report()["looked_at"] == len(first.items) == 5
+    assert not (built / "mrbench/.lock").exists()
+
+
+def test_b23_a_correction_is_stored_as_read_and_a_refused_one_not_at_all(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    review = Review(built, 4)
+    one, other = review.items[:2]
+    grain = {"kind": "entity", "text": one.text[:3], "start": 0, "end": 3}
+    poisoned = {**grain, "\ud800": "\udfff", "note": ["x"] * 50}
+    review.decide({"key": key(one), "decision": "corrected", "grains": [poisoned]})
+    assert review.decision(one) == {"decision": "corrected", "grains": [grain]}
+    assert Review(built, 4).decision(one) == {"decision": "corrected", "grains": [grain]}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"):
+            review.decide({"key": key(other), "decision": "accepted"})
+    assert review.decision(other) is None
+    assert review.decide({"key": key(other), "decision": "rejected"})["looked_at"] == 2
+
+
+def test_b23_a_full_disk_is_told_to_the_page(port: int, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    name = key(Review(built, 4).items[0])
+    monkeypatch.setattr(Path, "write_text", full)
+    body = json.dumps({"key": name, "decision": "accepted"}).encode()
+    status, answer = send(port, "POST", "/api/review", body, Content_Type="application/json")
+    assert (status, json.loads(answer)["error"]) == (
+        500,
+        "cannot be written: [Errno 28] No space left on device",
+    )

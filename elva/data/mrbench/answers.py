@@ -15,6 +15,7 @@ from elva.data.records import Grain
 KINDS = ("entity", "attribute", "action", "relation", "count")
 MOST_GRAINS = 30
 LONGEST_DESCRIPTION = 400
+LONGEST_REPLY = 50_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def parse_answer(reply: str, question: Question) -> Answer:
 
     Raises AnswerError for anything else.
     """
+    if len(reply) > LONGEST_REPLY:
+        raise AnswerError(f"the answer has {len(reply)} characters, at most {LONGEST_REPLY} allowed")
     value = _json_object(reply)
     text = question.text if question.text is not None else _description(value)
     listed = value.get("grains")
@@ -58,7 +61,7 @@ def parse_answer(reply: str, question: Question) -> Answer:
     grains = sorted((_grain(item, text) for item in listed), key=lambda grain: grain.start)
     for left, right in pairwise(grains):
         if right.start < left.end:
-            raise AnswerError(f"the grains {left.value!r} and {right.value!r} overlap")
+            raise AnswerError(f"the grains {_short(left.value)} and {_short(right.value)} overlap")
     return Answer(text, tuple(grains))
 
 
@@ -83,6 +86,10 @@ def _description(value: Mapping[str, Any]) -> str:
     if not isinstance(description, str) or not description.strip():
         raise AnswerError(f'"description" must be a sentence about the picture, got {_short(description)}')
     text = " ".join(description.split())
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise AnswerError(
+            f'"description" holds half of a surrogate pair, which is no character: {_short(text)}'
+        )
     if len(text) > LONGEST_DESCRIPTION:
         raise AnswerError(f'"description" has {len(text)} characters, at most {LONGEST_DESCRIPTION} allowed')
     return text
@@ -93,7 +100,7 @@ def _grain(item: Any, text: str) -> Grain:
         raise AnswerError(f'every grain must be {{"kind": …, "text": …}}, got {_short(item)}')
     kind, words = item.get("kind"), item["text"]
     if kind not in KINDS:
-        raise AnswerError(f'"kind" of {words!r} must be one of {", ".join(KINDS)}, got {_short(kind)}')
+        raise AnswerError(f'"kind" of {_short(words)} must be one of {", ".join(KINDS)}, got {_short(kind)}')
     start, end = item.get("start"), item.get("end")
     if type(start) is int and type(end) is int and 0 <= start < end and text[start:end] == words:
         return Grain(kind, words, start, end)
@@ -101,10 +108,13 @@ def _grain(item: Any, text: str) -> Grain:
     found = [match.start() for match in re.finditer(rf"(?<!\w){re.escape(words)}(?!\w)", text)]
     if len(found) != 1:
         where = "is not in" if not found else f"stands {len(found)} times (give start and end) in"
-        raise AnswerError(f"{words!r} {where} the text {_short(text)}")
+        raise AnswerError(f"{_short(words)} {where} the text {_short(text)}")
     return Grain(kind, words, found[0], found[0] + len(words))
 
 
 def _short(value: object) -> str:
-    shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError:
+        shown = f"a {type(value).__name__} of very many levels"
     return repr(shown if len(shown) <= 80 else shown[:79] + "…")

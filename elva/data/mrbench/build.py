@@ -16,13 +16,14 @@ from elva.data.mrbench.answers import KINDS
 from elva.data.mrbench.asking import Asker
 from elva.data.mrbench.datasheet import STATISTICS, write_datasheet
 from elva.data.mrbench.judged import FEWER, FOLDER, PICKED, Judged, write_judged
-from elva.data.mrbench.judges import Judge
+from elva.data.mrbench.judges import Judge, JudgeError
 from elva.data.mrbench.log import AnswerLog
 from elva.data.mrbench.rules import RulesJudge, grains_of
 from elva.data.mrbench.tasks import SPLIT, TaskRecord, choose_tasks, judge_task, read_task, row_name
-from elva.data.records import TASK_MODALITIES, DataError, Query
+from elva.data.records import TASK_MODALITIES, DataError, Query, Task
 from elva.data.writer import MBEIRWriter
 from elva.files import atomic_directory, link_or_copy
+from elva.locks import lock_name
 from elva.progress import track
 
 SET_ASIDE = f"{FOLDER}/set_aside.jsonl"
@@ -51,6 +52,7 @@ def build(
         FileExistsError: ``out`` holds something.
         DataError: ``data`` is faulty, or no task has a multi-grain query.
         JudgeError: the judge does not work at all.
+        LockedError: another build writes ``out``.
         ValueError: ``per_task`` below 1, or a name in ``tasks`` that fits no row.
     """
     if per_task < 1:
@@ -60,7 +62,20 @@ def build(
         raise FileExistsError(f"{out} already exists and is not empty; choose another output or remove it")
     directory = MBEIRDirectory(data)
     chosen = choose_tasks(directory, tasks)
-    log = AnswerLog(out.with_name(f"{out.name}.answers.jsonl"), judge)
+    kept = out.with_name(f"{out.name}.answers.jsonl")
+    with lock_name(kept):
+        return _build(directory, chosen, judge, AnswerLog(kept, judge), out, per_task, seed)
+
+
+def _build(
+    directory: MBEIRDirectory,
+    chosen: Sequence[Task],
+    judge: Judge,
+    log: AnswerLog,
+    out: Path,
+    per_task: int,
+    seed: int,
+) -> dict[str, Any]:
     try:
         asker = Asker(judge, log)
         records = []
@@ -73,6 +88,12 @@ def build(
     finally:
         log.close()
     used = [record for record in records if record.picked()]
+    unanswered = [reason for record in records for _, reason in record.set_aside]
+    if unanswered and not any(record.answers for record in records):
+        raise JudgeError(
+            f"{judge.name}: no usable answer to any of {len(unanswered)} questions; "
+            f"the last time because: {unanswered[-1]}"
+        )
     if not used:
         raise DataError(f"{directory.root}: {judge.name} found no query with two grains in {_names(records)}")
     count = min(record.picked() for record in used)

@@ -8,6 +8,8 @@ from typing import Protocol
 from elva.data.mrbench.answers import Answer, AnswerError, Question, parse_answer
 
 ATTEMPTS = 3
+LONGEST_ECHO = 4000
+"""Characters of an unusable answer that its judge is shown again."""
 RULES = "rules"
 
 
@@ -62,7 +64,7 @@ def ask(judge: Judge, question: Question) -> Outcome:
             return Outcome(parse_answer(reply, question), attempt)
         except AnswerError as error:
             reason = str(error)
-            faults.append((reply, reason))
+            faults.append((reply[:LONGEST_ECHO], reason))
     return Outcome(None, ATTEMPTS, reason)
 
 

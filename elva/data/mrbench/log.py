@@ -15,7 +15,10 @@ from elva.data.records import Grain
 
 
 class AnswerLog:
-    """Outcomes by judge, prompt and question; each is on disk before the next question counts."""
+    """Answers by judge, prompt and question; each is on disk before the next question counts.
+
+    Only answers that can be used are kept, so that what a judge's outage left open is asked again.
+    """
 
     def __init__(self, path: Path, judge: Judge) -> None:
         self._path = path
@@ -30,9 +33,12 @@ class AnswerLog:
         return self._outcomes.get(self._key(question))
 
     def add(self, question: Question, outcome: Outcome) -> None:
+        """``outcome`` with an answer."""
+        assert outcome.answer is not None
         key = self._key(question)
         self._outcomes[key] = outcome
-        line = json.dumps({"key": key, "qid": question.qid, **_to_json(outcome)}, ensure_ascii=False)
+        record = {"key": key, "qid": question.qid, **_to_json(outcome.answer, outcome.attempts)}
+        line = json.dumps(record, ensure_ascii=False)
         self._file.write(line + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -63,22 +69,19 @@ class AnswerLog:
         for number, line in enumerate(kept.splitlines(), start=1):
             try:
                 record = json.loads(line)
-                self._outcomes[record["key"]] = _from_json(record)
-            except (ValueError, KeyError, TypeError) as error:
+                if record.get("reason") is None:  # earlier versions kept failures, too
+                    self._outcomes[record["key"]] = _from_json(record)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"{self._path}:{number}: no line of a build's answers; remove it to ask again ({error})"
                 ) from error
 
 
-def _to_json(outcome: Outcome) -> dict[str, Any]:
-    if outcome.answer is None:
-        return {"attempts": outcome.attempts, "reason": outcome.reason}
-    grains = [grain.to_json() for grain in outcome.answer.grains]
-    return {"attempts": outcome.attempts, "text": outcome.answer.text, "grains": grains}
+def _to_json(answer: Answer, attempts: int) -> dict[str, Any]:
+    grains = [grain.to_json() for grain in answer.grains]
+    return {"attempts": attempts, "text": answer.text, "grains": grains}
 
 
 def _from_json(record: dict[str, Any]) -> Outcome:
-    if "grains" not in record:
-        return Outcome(None, record["attempts"], record["reason"])
     grains = tuple(map(Grain.from_json, record["grains"]))
     return Outcome(Answer(record["text"], grains), record["attempts"])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from elva.data.mrbench.judged import FEWER, PICKED, Judged, read_judged
 from elva.data.records import DataError, Grain
 from elva.files import atomic_file
 from elva.intervals import wilson
+from elva.locks import LockedError, lock_directory
 
 DECISIONS = ("accepted", "corrected", "rejected")
+LONGEST_TURN = 10.0
 FEWER_SHARE = 4
 """One query with fewer than two grains for every so many picked ones: kappa needs both verdicts."""
 
@@ -53,7 +57,8 @@ class Review:
     def decide(self, request: Any) -> dict[str, Any]:
         """Take ``{"key", "decision"}``, with ``grains`` where corrected; returns the new report.
 
-        Raises ValueError for anything else, and then changes nothing.
+        What others have decided about the directory meanwhile is kept. Raises ValueError for anything else, and OSError
+        where it cannot be written, and then changes nothing.
         """
         if not isinstance(request, Mapping):
             raise ValueError(f"a {type(request).__name__} given, expected an object with key and decision")
@@ -62,20 +67,24 @@ class Review:
         if item is None:
             raise ValueError(f"key is {name!r}, expected one of the sample's")
         record = _decision(request, item)
-        with self._lock:
-            self._decisions[key(item)] = record
-            report = self.report()
+        with self._lock, _turn((self.root / REVIEW).parent):
+            decisions = {**self._read(), key(item): record}
+            report = self._report(decisions)
             with atomic_file(self.root / REVIEW) as temporary:
-                content = {"report": report, "decisions": self._decisions}
+                content = {"report": report, "decisions": decisions}
                 temporary.write_text(
                     json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
+            self._decisions = decisions
             write_datasheet(self.root)
         return report
 
     def report(self) -> dict[str, Any]:
         """Counts over the picked queries, the rate of unchanged ones with its 95% Wilson interval, and agreement."""
-        seen = [(item, self._decisions[key(item)]) for item in self.items if key(item) in self._decisions]
+        return self._report(self._decisions)
+
+    def _report(self, decisions: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        seen = [(item, decisions[key(item)]) for item in self.items if key(item) in decisions]
         counts = Counter(record["decision"] for item, record in seen if item.state == PICKED)
         total = sum(counts.values())
         rate = counts["accepted"] / total if total else None
@@ -100,7 +109,7 @@ class Review:
             decisions = json.loads(path.read_text(encoding="utf-8"))["decisions"]
             for name, record in decisions.items():
                 if name in self._by_key:
-                    _decision(record, self._by_key[name])
+                    decisions[name] = _decision(record, self._by_key[name])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}: no review of this directory ({error}); remove it to begin anew"
@@ -120,10 +129,30 @@ def _decision(request: Mapping[str, Any], item: Judged) -> dict[str, Any]:
     if decision != "corrected":
         return {"decision": decision}
     try:
-        grains_from_json(request.get("grains"), item.text)
+        grains = grains_from_json(request.get("grains"), item.text)
     except AnswerError as error:
         raise ValueError(f"grains: {error}") from error
-    return {"decision": decision, "grains": request["grains"]}
+    # what we read of them, and nothing that came along
+    kept = [
+        {"kind": grain.key, "text": grain.value, "start": grain.start, "end": grain.end} for grain in grains
+    ]
+    return {"decision": decision, "grains": kept}
+
+
+@contextmanager
+def _turn(directory: Path) -> Iterator[None]:
+    """Wait until no other server of this directory writes. Raises LockedError after ``LONGEST_TURN`` seconds."""
+    begin = time.monotonic()
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock_directory(directory))
+                break
+            except LockedError:
+                if time.monotonic() - begin > LONGEST_TURN:
+                    raise
+                time.sleep(0.01)
+        yield
 
 
 def _human_grains(item: Judged, record: Mapping[str, Any]) -> tuple[Grain, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import errno
+import hashlib
 import json
-import mimetypes
 import re
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,13 +20,15 @@ from elva.data.records import DataError
 
 HOST = "127.0.0.1"
 LONGEST_BODY = 1 << 16
+NOTHING_RUNS = "default-src 'none'; frame-ancestors 'none'; sandbox"
+"""The policy of what is no page: whatever it is, opened by itself it runs nothing."""
 _PICTURE = re.compile(r"/picture/(\d{1,9})/(query|positive)")
 
 
 def serve(review: Review, port: int) -> ThreadingHTTPServer:
     """A bound server (``serve_forever`` runs it) on 127.0.0.1; port 0 takes any free one.
 
-    Raises OSError, saying what to do, where the port is taken.
+    Raises OSError, saying what to do, where the port is taken or may not be used.
     """
 
     class Handler(_Handler):
@@ -32,15 +36,23 @@ def serve(review: Review, port: int) -> ThreadingHTTPServer:
 
     Handler.review = review
     try:
-        server = ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise PermissionError(
+                f"port {port} is reserved for the system; choose one from 1024 on with --port, or 0 for any free one"
+            ) from error
         if error.errno == errno.EADDRINUSE:
             raise OSError(
                 f"port {port} is in use; choose another with --port, or 0 for any free one"
             ) from error
         raise
-    server.daemon_threads = True
-    return server
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # a page with all its pictures, in several tabs; the default of 5 turns some of them away
+    request_queue_size = 128
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,9 +63,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_local():
             return
         if self.path == "/":
-            self._send(
-                HTTPStatus.OK, "text/html; charset=utf-8", Path(__file__).with_name("page.html").read_bytes()
-            )
+            page = Path(__file__).with_name("page.html").read_bytes()
+            self._send(HTTPStatus.OK, "text/html; charset=utf-8", page, _page_policy(page))
         elif self.path == "/api/items":
             items = [self._item(number, item) for number, item in enumerate(self.review.items)]
             self._send_json(HTTPStatus.OK, {"kinds": KINDS, "items": items, "report": self.review.report()})
@@ -73,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             report = self.review.decide(self._body())
         except (ValueError, RecursionError) as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        except OSError as error:
+            self._send_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"cannot be written: {error}"})
         else:
             self._send_json(HTTPStatus.OK, {"report": report})
 
@@ -114,12 +127,13 @@ class _Handler(BaseHTTPRequestHandler):
         relative = None
         if number < len(items):
             relative = items[number].image if which == "query" else items[number].positive_image
-        try:
-            content = self.review.directory.path(relative).read_bytes() if relative else None
-        except (OSError, DataError):
-            content = None
-        kind = mimetypes.guess_type(relative or "")[0] or ""
-        if content is None or not kind.startswith("image/"):
+        content = b""
+        if relative:
+            with contextlib.suppress(OSError, DataError):
+                path = self.review.directory.path(relative)
+                content = path.read_bytes() if path.is_file() else b""
+        kind = picture_type(content)
+        if kind is None:
             self._send_json(HTTPStatus.NOT_FOUND, {"error": "no such picture"})
         else:
             self._send(HTTPStatus.OK, kind, content)
@@ -127,16 +141,40 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_json(self, status: HTTPStatus, value: Any) -> None:
         self._send(status, "application/json", json.dumps(value).encode())
 
-    def _send(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
+    def _send(
+        self, status: HTTPStatus, content_type: str, content: bytes, policy: str = NOTHING_RUNS
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header(
-            "Content-Security-Policy",
-            "default-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
-            "script-src 'unsafe-inline'; frame-ancestors 'none'",
-        )
+        self.send_header("Content-Security-Policy", policy)
         self.end_headers()
         self.wfile.write(content)
+
+
+def picture_type(content: bytes) -> str | None:
+    """The type of a picture of pixels, by its first bytes; None for all else, such as SVG, which may hold scripts."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for start, kind in _PIXELS.items() if content.startswith(start)), None)
+
+
+_PIXELS = {
+    b"\x89PNG\r\n\x1a\n": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF87a": "image/gif",
+    b"GIF89a": "image/gif",
+    b"BM": "image/bmp",
+}
+
+
+def _page_policy(page: bytes) -> str:
+    """The page's own script runs, and no other."""
+    script = page.split(b"<script>")[1].split(b"</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
+    return (
+        "default-src 'none'; connect-src 'self'; img-src 'self' data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

@@ -117,7 +117,6 @@ def judge_task(
             if is_multigrain(outcome.answer):
                 found += 1
                 yield query
-    asker.finish()
 
 
 def read_task(directory: MBEIRDirectory, task: Task, judge: Judge) -> tuple[TaskRecord, list[Query]]:

@@ -17,6 +17,7 @@ from elva.data.unseen.two_captions import CCNEG, SUGARCREPE
 from elva.data.unseen.videos import MSRVTT, MSVD
 from elva.data.unseen.visdial import VISDIAL
 from elva.data.writer import MBEIRWriter
+from elva.locks import lock_directory
 
 __all__ = ["SETS", "UnseenSet", "convert_unseen", "unseen_set_of"]
 
@@ -54,7 +55,7 @@ def convert_unseen(name: str, source: str | Path, out: str | Path) -> None:
     chosen = SETS[name]
     if not Path(source).is_dir():
         raise NotADirectoryError(f"{source} is not a directory. {chosen.download}")
-    with MBEIRWriter(out) as writer:
+    with lock_directory(out), MBEIRWriter(out) as writer:
         chosen.convert(Source(source, chosen.download), writer)
 
 

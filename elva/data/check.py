@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from elva.data.records import (
     query_problems,
     record_id,
 )
+from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
 NO_ID = "-"
@@ -297,20 +299,18 @@ def _strings(values: list[Any]) -> list[str]:
 
 
 def _picture_problem(root: Path, image: str) -> str | None:
-    from PIL import Image
-
     try:
         path = path_inside(root, image)
     except DataError as error:
         return f"image path: {error}"
+    if not os.path.exists(path):
+        return f"missing image: {image} is not there"
+    if not os.path.isfile(path):
+        return f"missing image: {image} is not a file"
     try:
-        if not path.exists():
-            return f"missing image: {image} is not there"
-        if not path.is_file():
-            return f"missing image: {image} is not a file"
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture.load()
-    except Exception as error:  # decoders raise nearly every type on broken files
-        return f"broken image: {image}: {type(error).__name__}: {error}"
+            read_rgb(path)
+    except PictureError as error:
+        return f"broken image: {image}: {error}"
     return None

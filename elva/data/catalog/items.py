@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from elva.data.mbeir import DataError, read_json_lines
 from elva.data.records import record_id
+from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
 Value = tuple[str, str]
@@ -143,11 +142,8 @@ def _picture(folder: Path, given: object, where: str) -> str:
     try:
         if not resolved.is_file():
             raise DataError(f"{where} {given!r} does not exist in {folder}, expected a picture")
-        with Image.open(resolved) as picture:
-            picture.load()
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        read_rgb(resolved)
+    except PictureError as error:
         raise DataError(f"{where} {given!r} cannot be decoded ({error}), expected a whole picture") from error
     return resolved.relative_to(folder).as_posix()
 

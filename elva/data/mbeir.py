@@ -70,7 +70,7 @@ def qrels_file(split: str, dataset: str, task_id: int) -> str:
 def parse_json_line(line: bytes) -> Any:
     """The value of one line of a JSON-lines file; ValueError when it is not UTF-8 JSON."""
     try:
-        return json.loads(line.decode("utf-8"))
+        return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"malformed JSON: {error}") from error
 

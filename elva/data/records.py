@@ -153,13 +153,13 @@ def dataset_id(identifier: str) -> int:
 def record_id(record: object, key: str) -> str:
     """The id of a record for a message; ``-`` where it has none."""
     value = record.get(key) if isinstance(record, Mapping) else None
-    return value if isinstance(value, str) and value else "-"
+    return shortened(value) if isinstance(value, str) and value else "-"
 
 
 def query_problems(record: object) -> list[str]:
     """Everything that is wrong with a query's JSON taken alone; empty when it can be used."""
     if not isinstance(record, Mapping):
-        return [f"the line is {_describe(record)}, expected a JSON object"]
+        return [f"the line is {described(record)}, expected a JSON object"]
     problems = _id_problems(record, "qid")
     problems += _content_problems(record, "query_modality", "query_txt", "query_img_path")
     problems += _task_problems(record)
@@ -172,7 +172,7 @@ def query_problems(record: object) -> list[str]:
 def candidate_problems(record: object) -> list[str]:
     """Everything that is wrong with a candidate's JSON taken alone; empty when it can be used."""
     if not isinstance(record, Mapping):
-        return [f"the line is {_describe(record)}, expected a JSON object"]
+        return [f"the line is {described(record)}, expected a JSON object"]
     return _id_problems(record, "did") + _content_problems(record, "modality", "txt", "img_path")
 
 
@@ -182,7 +182,13 @@ def _first_problem(record: object, problems: list[str], key: str, where: str) ->
     return record
 
 
-def _describe(value: object) -> str:
+def shortened(text: str, most: int = 80) -> str:
+    """At most so many characters of a text that somebody else wrote."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def described(value: object) -> str:
+    """A value in a message: its repr, at most some 60 characters of it."""
     try:
         text = repr(value)
     except RecursionError:
@@ -196,7 +202,7 @@ def _id_problems(record: Mapping[str, Any], key: str) -> list[str]:
         number, colon, rest = value.partition(":")
         if number.isascii() and number.isdigit() and colon and rest and not any(c.isspace() for c in value):
             return []
-    return [f"{key} is {_describe(value)}, expected a string dataset_id:number such as 9:6"]
+    return [f"{key} is {described(value)}, expected a string dataset_id:number such as 9:6"]
 
 
 def _content_problems(
@@ -205,10 +211,10 @@ def _content_problems(
     problems = []
     for key in (text_key, image_key):
         if not isinstance(record.get(key), str | None):
-            problems.append(f"{key} is {_describe(record[key])}, expected a string or null")
+            problems.append(f"{key} is {described(record[key])}, expected a string or null")
     modality = record.get(modality_key)
     if modality not in MODALITIES:
-        given = f"unknown modality: {modality_key} is {_describe(modality)}"
+        given = f"unknown modality: {modality_key} is {described(modality)}"
         return [*problems, f"{given}, expected one of {', '.join(map(repr, MODALITIES))}"]
     if problems:
         return problems
@@ -222,7 +228,7 @@ def _content_problems(
 def _task_problems(record: Mapping[str, Any]) -> list[str]:
     task = record.get("task_id")
     if not isinstance(task, int) or isinstance(task, bool) or task not in TASK_MODALITIES:
-        return [f"task_id is {_describe(task)}, expected one of {', '.join(map(str, TASK_MODALITIES))}"]
+        return [f"task_id is {described(task)}, expected one of {', '.join(map(str, TASK_MODALITIES))}"]
     modality, expected = record.get("query_modality"), TASK_MODALITIES[task][0]
     if modality in MODALITIES and modality != expected:
         return [f"query_modality is {modality!r}, expected {expected!r} in task {task}"]
@@ -233,7 +239,7 @@ def _list_problems(record: Mapping[str, Any], key: str) -> list[str]:
     value = record.get(key)
     if value is None or (isinstance(value, list) and all(isinstance(did, str) for did in value)):
         return []
-    return [f"{key} is {_describe(value)}, expected a list of dids (strings)"]
+    return [f"{key} is {described(value)}, expected a list of dids (strings)"]
 
 
 def _grain_problems(record: Mapping[str, Any]) -> list[str]:
@@ -241,18 +247,18 @@ def _grain_problems(record: Mapping[str, Any]) -> list[str]:
     if grains is None:
         return []
     if not isinstance(grains, list):
-        return [f"grains is {_describe(grains)}, expected a list of objects with key, value, start, end"]
+        return [f"grains is {described(grains)}, expected a list of objects with key, value, start, end"]
     length = len(text) if isinstance(text, str) else 0
     return [problem for i, grain in enumerate(grains) if (problem := _grain_problem(i, grain, length))]
 
 
 def _grain_problem(index: int, grain: object, length: int) -> str | None:
     if not isinstance(grain, Mapping) or not all(isinstance(grain.get(k), str) for k in ("key", "value")):
-        return f"grains[{index}] is {_describe(grain)}, expected an object with the strings key and value"
+        return f"grains[{index}] is {described(grain)}, expected an object with the strings key and value"
     start, end = grain.get("start"), grain.get("end")
     if type(start) is int and type(end) is int and 0 <= start < end <= length:
         return None
     return (
-        f"grain span: grains[{index}] has start {_describe(start)} and end {_describe(end)}, "
+        f"grain span: grains[{index}] has start {described(start)} and end {described(end)}, "
         f"expected 0 <= start < end <= {length} (the length of query_txt)"
     )

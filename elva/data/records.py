@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from elva.data.wording import is_blank
+
 MODALITIES = ("text", "image", "image,text")
 
 TASK_MODALITIES: dict[int, tuple[str, str]] = {
@@ -24,6 +26,10 @@ TASK_MODALITIES: dict[int, tuple[str, str]] = {
 """Modality of the query and of its candidates for every M-BEIR task (5 is not used)."""
 
 
+MAX_DIGITS = 9
+MAX_ID = 200
+
+
 class DataError(ValueError):
     """Data that cannot be used; the message is ``path:line: id: what was given, what was expected``."""
 
@@ -37,6 +43,11 @@ class Task(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.dataset} task{self.task_id}"
+
+
+def is_multigrain(dataset: str) -> bool:
+    """Whether a dataset is a multi-grain test split: reported apart, in a pool of its own."""
+    return dataset.endswith("_multigrain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +161,11 @@ def dataset_id(identifier: str) -> int:
     return int(identifier.split(":", 1)[0])
 
 
+def is_dataset_id(text: str) -> bool:
+    """Whether a text is a number of at most ``MAX_DIGITS`` digits."""
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+
+
 def record_id(record: object, key: str) -> str:
     """The id of a record for a message; ``-`` where it has none."""
     value = record.get(key) if isinstance(record, Mapping) else None
@@ -198,11 +214,14 @@ def described(value: object) -> str:
 
 def _id_problems(record: Mapping[str, Any], key: str) -> list[str]:
     value = record.get(key)
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= MAX_ID:
         number, colon, rest = value.partition(":")
-        if number.isascii() and number.isdigit() and colon and rest and not any(c.isspace() for c in value):
+        if is_dataset_id(number) and colon and rest and not any(c.isspace() for c in value):
             return []
-    return [f"{key} is {described(value)}, expected a string dataset_id:number such as 9:6"]
+    return [
+        f"{key} is {described(value)}, expected a string dataset_id:number such as 9:6, "
+        f"of at most {MAX_ID} characters and {MAX_DIGITS} digits before the colon"
+    ]
 
 
 def _content_problems(
@@ -218,8 +237,10 @@ def _content_problems(
         return [*problems, f"{given}, expected one of {', '.join(map(repr, MODALITIES))}"]
     if problems:
         return problems
-    if "text" in modality and not (record.get(text_key) or "").strip():
-        problems.append(f"no text: {modality_key} is {modality!r} but {text_key} is empty")
+    if "text" in modality and is_blank(record.get(text_key) or ""):
+        problems.append(
+            f"no text: {modality_key} is {modality!r} but {text_key} is empty or holds only quotes"
+        )
     if "image" in modality and not record.get(image_key):
         problems.append(f"no image: {modality_key} is {modality!r} but {image_key} is empty")
     return problems

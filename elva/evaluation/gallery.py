@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from elva.data.mbeir import Candidate, Grain, MBEIRDirectory, Query
+from elva.data.records import is_multigrain
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs
 from elva.evaluation.ranks import positive_ranks
-from elva.evaluation.retrieval import is_multigrain, positions, relevant_dids, select_tasks
+from elva.evaluation.retrieval import positions, relevant_dids, select_tasks
 from elva.ops import similarity_topk
 from elva.pictures import ALPHA_MODES, open_picture, to_rgb
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from elva.data.nli import Triplet, write_triplets
 from elva.data.scenes import generate
+from elva.leftovers import exit_on_signals
 from elva.training.config import BaseConfig, InstructConfig, RLConfig, StageConfig, TextConfig
 from elva.training.examples import TrainingData, corpus
 from elva.training.run import run_stage
@@ -29,7 +30,7 @@ def dry_run(config: StageConfig) -> list[float]:
     summary length, negatives and instances are cut. What ``config.model``, ``data`` and ``output`` name is not looked
     at. Under a launcher every process makes the same data of its own.
     """
-    with tempfile.TemporaryDirectory(prefix="elva-dry-run-") as folder:
+    with exit_on_signals(), tempfile.TemporaryDirectory(prefix="elva-dry-run-") as folder:
         small = _cut(config, Path(folder))
         run_stage(small)
         history = Path(small.output) / "history.json"

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "elva"
 LAYERS = {
     "files": 0,
     "intervals": 0,
+    "leftovers": 0,
     "pictures": 0,
     "progress": 0,
     "stopwatch": 0,

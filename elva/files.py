@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from elva.leftovers import claim, exit_on_signals, remove_abandoned
 from elva.locks import lock_name
 
 
 @contextmanager
 def atomic_file(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it replaces ``target``, on error it is removed."""
+    """Yield a temporary path; on success it replaces ``target``, on error (and SIGTERM) it is removed."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with exit_on_signals(), _temporary(target, _new_file) as temporary:
+        try:
+            yield temporary
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -46,10 +46,10 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory; on success it becomes ``target``, on error it is removed.
+    """Yield a temporary directory; on success it becomes ``target``, on error (and SIGTERM) it is removed.
 
-    Raises FileExistsError when ``target`` already holds something: nothing is overwritten; LockedError while another
-    process writes it.
+    What a killed process left for the same ``target`` is removed first. Raises FileExistsError when ``target`` already
+    holds something: nothing is overwritten; LockedError while another process writes it.
     """
     with lock_name(target), _directory_aside(Path(target)) as temporary:
         yield temporary
@@ -60,12 +60,32 @@ def _directory_aside(target: Path) -> Iterator[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} already exists and is not empty; choose another output or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+    remove_abandoned(target.parent.glob(f".{glob.escape(target.name)}.*.tmp"))
+    with exit_on_signals(), _temporary(target, tempfile.mkdtemp) as temporary:
+        try:
+            yield temporary
+            if target.exists():
+                target.rmdir()
+            os.chmod(temporary, 0o755)
+            os.replace(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _temporary(target: Path, make: Callable[[str, str, Path], str]) -> Iterator[Path]:
+    """A new file or directory beside ``target``, claimed (``elva.leftovers``) as long as the context lasts."""
+    handle = None
+    while handle is None:
+        temporary = Path(make(".tmp", f".{target.name}.", target.parent))
+        handle = claim(temporary)
     try:
         yield temporary
-        if target.exists():
-            target.rmdir()
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, target)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(handle)
+
+
+def _new_file(suffix: str, prefix: str, folder: Path) -> str:
+    handle, name = tempfile.mkstemp(suffix, prefix, folder)
+    os.close(handle)
+    return name

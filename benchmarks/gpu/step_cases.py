@@ -62,7 +62,9 @@ def measured(setting: Setting, preset: str, kind: str) -> dict[str, Any]:
         extra = peak_extra_memory(lambda: steps.append(whole_step(problem, kind)), setting.device)
     ((phases, sides),) = steps
     whole = sum(phases.values())
-    patches = [len(problem.encoder.processor.picture(item["image"], 0).pixels) for item in problem.items]
+    patches = [
+        len(problem.encoder.processor.picture(item["image"], "inputs[0]").pixels) for item in problem.items
+    ]
     counted = [Side.of(sides[0], patches[:1]), Side.of(sides[1], patches[1:])]
     operations = step_operations(Costs.of(problem.encoder.base_model), counted, kind)
     weights = sum(p.nbytes for p in problem.encoder.model.parameters())

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elva.data.records import DataError
+from elva.data.lines import numbered_lines, parse_json_line
+from elva.data.records import DataError, described
+from elva.data.wording import is_blank
 from elva.files import atomic_file
 
 FILE = Path("captions") / "train.jsonl"
@@ -36,27 +38,32 @@ def write_captions(root: str | Path, pictures: Iterable[CaptionedPicture]) -> No
 def read_captions(root: str | Path) -> Iterator[CaptionedPicture]:
     """The captioned pictures of a directory; none where it has no such file.
 
-    Raises DataError ("path:line: …") on a line that is no such record.
+    Raises DataError ("path:line: …") on a line that is no such record, or where the file cannot be read.
     """
     path = Path(root) / FILE
-    if not path.is_file():
+    if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        for number, line in numbered_lines(path):
             try:
-                record = json.loads(line)
-                image, captions = record["img_path"], record["captions"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{FILE}:{number}: -: expected an object with img_path and captions: {error}"
-                ) from error
-            texts = captions if isinstance(captions, list) else []
-            if (
-                not isinstance(image, str)
-                or not texts
-                or not all(isinstance(text, str) and text for text in texts)
-            ):
-                raise DataError(
-                    f"{FILE}:{number}: -: expected a path and a list of texts, got {line.strip()[:80]}"
-                )
-            yield CaptionedPicture(image, tuple(texts))
+                yield parse_caption(line)
+            except ValueError as error:
+                raise DataError(f"{FILE}:{number}: -: {error}") from error
+    except OSError as error:
+        raise DataError(f"{FILE}: cannot be read: {error.strerror}") from error
+
+
+def parse_caption(line: bytes) -> CaptionedPicture:
+    """One line of the file; ValueError when it is no such record."""
+    try:
+        record = parse_json_line(line)
+    except ValueError as error:
+        raise ValueError(f"expected an object with img_path and captions: {error}") from error
+    image = record.get("img_path") if isinstance(record, dict) else None
+    captions = record.get("captions") if isinstance(record, dict) else None
+    if not isinstance(image, str) or not image or not isinstance(captions, list) or not captions:
+        raise ValueError(f"expected an object with img_path and captions, got {described(record)}")
+    for text in captions:
+        if not isinstance(text, str) or is_blank(text):
+            raise ValueError(f"expected captions that say something, got {described(text)}")
+    return CaptionedPicture(image, tuple(captions))

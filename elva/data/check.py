@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from elva.data.instructions import check_header, parse_row
+from elva.data.captions import FILE as CAPTIONS
+from elva.data.captions import parse_caption
+from elva.data.check_qrels import check_qrels
+from elva.data.instructions import InstructionRow, numbered_rows
 from elva.data.mbeir import (
     INSTRUCTIONS,
     UNION_TRAIN_QUERIES,
     UNION_VAL_QUERIES,
     global_pool_file,
     local_pool_file,
-    parse_json_line,
-    parse_qrel,
     path_inside,
     qrels_file,
-    query_file,
     shared_local_pool_file,
 )
+from elva.data.problems import NO_ID, Problem, Reader, record_image
 from elva.data.records import (
     TASK_MODALITIES,
     DataError,
     candidate_problems,
     dataset_id,
+    is_multigrain,
     query_problems,
     record_id,
+    shortened,
 )
+from elva.data.unseen import unseen_set_of
+from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
-NO_ID = "-"
+__all__ = ["Problem", "check"]
+
 QUERY_NAME = "mbeir_{dataset}_task{t}_{split}.jsonl"
-QRELS_NAME = "mbeir_{dataset}_task{t}_{split}_qrels.txt"
 TRAIN_FILE = re.compile(r"query/train/mbeir_(.+)_train\.jsonl")
 TASK_FILE = re.compile(r"query/(val|test)/mbeir_(.+)_task(\d+)_\1\.jsonl")
-QRELS_FILE = re.compile(r"qrels/(train|val|test)/mbeir_(.+)_task(\d+)_\1_qrels\.txt")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One fault: the file (relative to the directory), the line (from 1; 0 = the whole file) and the id."""
-
-    path: str
-    line: int
-    id: str
-    message: str
-
-    def __str__(self) -> str:
-        text = f"{self.path}:{self.line}: {self.id}: {self.message}"
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _QueryFile(NamedTuple):
@@ -63,7 +52,7 @@ class _QueryFile(NamedTuple):
 
 
 def check(root: str | Path) -> Iterator[Problem]:
-    """Yield every problem of the directory, in this order: instructions, pools, queries, qrels, pictures.
+    """Yield every problem of the directory, in this order: instructions, pools, queries, qrels, captions, pictures.
 
     Every line of every file is looked at, every distinct picture decoded once (and reported at its first
     use); no content raises.
@@ -74,27 +63,19 @@ def check(root: str | Path) -> Iterator[Problem]:
         checker.read_pools,
         checker.read_queries,
         checker.read_qrels,
+        checker.read_captions,
         checker.open_pictures,
     ):
         step()
         yield from checker.take()
 
 
-class _Checker:
+class _Checker(Reader):
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.problems: list[Problem] = []
+        super().__init__(root)
         self.instructed: set[tuple[int, str, str]] | None = None
         self.pools: dict[str, set[str]] = {}
         self.qids: dict[str, set[str]] = {}
-        self.first_use: dict[str, tuple[str, int, str]] = {}
-
-    def take(self) -> list[Problem]:
-        taken, self.problems = self.problems, []
-        return taken
-
-    def report(self, path: str, line: int, identifier: str, message: str) -> None:
-        self.problems.append(Problem(path, line, identifier, message))
 
     def read_instructions(self) -> None:
         if not (self.root / "query").is_dir():
@@ -104,25 +85,26 @@ class _Checker:
             self.report(INSTRUCTIONS, 0, NO_ID, "missing file, every query needs an instruction")
             return
         self.instructed = set()
-        for number, line in self._lines(INSTRUCTIONS):
-            try:
-                text = line.decode("utf-8-sig")
-                if number == 1:
-                    check_header(text)
-                    continue
-                row = parse_row(text)
-            except ValueError as error:
-                self.report(INSTRUCTIONS, number, NO_ID, str(error))
-                continue
+        for number, row in self._instruction_rows():
             key = (row.dataset_id, row.query_modality, row.cand_modality)
             if key in self.instructed:
                 self.report(INSTRUCTIONS, number, NO_ID, f"second row for {key}, expected one")
             self.instructed.add(key)
 
+    def _instruction_rows(self) -> Iterator[tuple[int, InstructionRow]]:
+        try:
+            for number, row in numbered_rows(self.root / INSTRUCTIONS):
+                if isinstance(row, ValueError):
+                    self.report(INSTRUCTIONS, number, NO_ID, str(row))
+                else:
+                    yield number, row
+        except OSError as error:
+            self.report(INSTRUCTIONS, 0, NO_ID, f"cannot be read: {error.strerror}")
+
     def read_pools(self) -> None:
-        for relative in track(self._files("cand_pool", ".jsonl"), "Reading pools"):
+        for relative in track(self.files("cand_pool", ".jsonl"), "Reading pools"):
             dids = self.pools.setdefault(relative, set())
-            for number, record in self._records(relative):
+            for number, record in self.records(relative):
                 did = record_id(record, "did")
                 for message in candidate_problems(record):
                     self.report(relative, number, did, message)
@@ -130,12 +112,12 @@ class _Checker:
                     self.report(relative, number, did, "duplicate did, expected each once in a pool")
                 elif did != NO_ID:
                     dids.add(did)
-                self._use_image(record, "img_path", relative, number, did)
+                self.use_image(record_image(record, "img_path"), relative, number, did)
             if not dids:
                 self.report(relative, 0, NO_ID, "no candidates in this pool")
 
     def read_queries(self) -> None:
-        files = self._files("query", ".jsonl")
+        files = self.files("query", ".jsonl")
         if not files and (self.root / "query").is_dir():
             self.report("query", 0, NO_ID, "no query files, expected query/{train,val,test}/mbeir_*.jsonl")
         for relative in track(files, "Reading queries"):
@@ -147,17 +129,18 @@ class _Checker:
             self._read_query_file(relative, kind)
 
     def read_qrels(self) -> None:
-        for relative in track(self._files("qrels", ".txt"), "Reading qrels"):
-            match = QRELS_FILE.fullmatch(relative)
-            if match is None:
-                self.report(
-                    relative,
-                    0,
-                    NO_ID,
-                    f"unknown file name, expected {QRELS_NAME}",
-                )
-                continue
-            self._read_qrels_file(relative, match[1], match[2], int(match[3]))
+        for relative in track(self.files("qrels", ".txt"), "Reading qrels"):
+            check_qrels(self, relative, self.pools, self.qids)
+
+    def read_captions(self) -> None:
+        relative = CAPTIONS.as_posix()
+        for number, line in self.lines(relative) if (self.root / relative).exists() else ():
+            try:
+                picture = parse_caption(line)
+            except ValueError as error:
+                self.report(relative, number, NO_ID, str(error))
+            else:
+                self.use_image(picture.image, relative, number, NO_ID)
 
     def open_pictures(self) -> None:
         root = self.root.resolve()
@@ -168,7 +151,7 @@ class _Checker:
     def _read_query_file(self, relative: str, kind: _QueryFile | None) -> None:
         qids = self.qids.setdefault(relative, set())
         uninstructed: set[tuple[int, str, str]] = set()
-        for number, record in self._records(relative):
+        for number, record in self.records(relative):
             qid = record_id(record, "qid")
             problems = query_problems(record)
             if qid in qids and relative != UNION_TRAIN_QUERIES:  # which repeats queries to up-sample them
@@ -176,12 +159,12 @@ class _Checker:
             if qid != NO_ID:
                 qids.add(qid)
             if isinstance(record, dict) and kind is not None:
-                problems += _wrong_task(record, kind) + self._positives_outside(record, kind)
+                problems += _wrong_task(record, kind) + self._outside(record, kind)
             if not problems:
                 problems = self._missing_instruction(record, uninstructed)
             for message in problems:
                 self.report(relative, number, qid, message)
-            self._use_image(record, "query_img_path", relative, number, qid)
+            self.use_image(record_image(record, "query_img_path"), relative, number, qid)
         if not qids:
             self.report(relative, 0, NO_ID, "no queries in this file")
 
@@ -199,22 +182,30 @@ class _Checker:
             if not (self.root / qrels).is_file():
                 self.report(relative, 0, NO_ID, f"no qrels: {qrels} is missing")
 
-    def _positives_outside(self, record: dict[str, Any], kind: _QueryFile) -> list[str]:
-        positives = record.get("pos_cand_list")
+    def _outside(self, record: dict[str, Any], kind: _QueryFile) -> list[str]:
+        """Positives, and negatives where they are the query's own pool, that are in none of its pools."""
         names = [global_pool_file(kind.split)]
-        if kind.dataset is not None:
+        if kind.dataset is not None and kind.split != "train":
             task_id = record.get("task_id") if kind.task_id is None else kind.task_id
             names.append(shared_local_pool_file(kind.dataset, task_id))  # type: ignore[arg-type]
             names.append(local_pool_file(kind.split, kind.dataset, task_id))  # type: ignore[arg-type]
-        pools = {name: self.pools[name] for name in names if name in self.pools}
-        if not pools or not isinstance(positives, list):
-            return []
-        found = set().union(*(pool.intersection(_strings(positives)) for pool in pools.values()))
-        outside = [did for did in _strings(positives) if did not in found]
-        if not outside:
+        pools = [name for name in names if name in self.pools]
+        unseen = unseen_set_of(kind.dataset or "")
+        if unseen is not None and unseen.own_pools:
+            pools = pools[-1:]
+            negatives = self._not_in(record.get("neg_cand_list"), pools, "negative")
+            return self._not_in(record.get("pos_cand_list"), pools, "positive") + negatives
+        if is_multigrain(kind.dataset or ""):  # always searched in its own pool
+            pools = pools[-1:]
+        return self._not_in(record.get("pos_cand_list"), pools, "positive")
+
+    def _not_in(self, dids: object, pools: list[str], kind: str) -> list[str]:
+        listed = [did for did in dids if isinstance(did, str)] if isinstance(dids, list) else []
+        outside = [did for did in listed if not any(did in self.pools[name] for name in pools)]
+        if not pools or not outside:
             return []
         more = f" (and {len(outside) - 1} more)" if len(outside) > 1 else ""
-        return [f"positive not in the pool: {outside[0]}{more} is not in {' or '.join(pools)}"]
+        return [f"{kind} not in the pool: {shortened(outside[0])}{more} is not in {' or '.join(pools)}"]
 
     def _missing_instruction(self, record: dict[str, Any], seen: set[tuple[int, str, str]]) -> list[str]:
         """Once per file and kind of query; without an instruction file there is one problem already."""
@@ -225,54 +216,6 @@ class _Checker:
         return [
             f"no instruction for dataset {key[0]}, {key[1]} -> {key[2]}, expected a row in {INSTRUCTIONS}"
         ]
-
-    def _read_qrels_file(self, relative: str, split: str, dataset: str, task_id: int) -> None:
-        queries = query_file(split, dataset, task_id)
-        if queries not in self.qids:
-            self.report(relative, 0, NO_ID, f"unreachable qrels: {queries} is missing")
-            return
-        names = [global_pool_file("train")]
-        if split != "train":
-            names = [local_pool_file(split, dataset, task_id), shared_local_pool_file(dataset, task_id)]
-        pool = next((name for name in names if name in self.pools), None)
-        for number, line in self._lines(relative):
-            try:
-                qid, did, relevance = parse_qrel(line.decode("utf-8"))
-            except ValueError as error:
-                self.report(relative, number, NO_ID, str(error))
-                continue
-            if qid not in self.qids[queries]:
-                self.report(relative, number, qid, f"unreachable qrels: the qid is not in {queries}")
-            if pool is not None and relevance > 0 and did not in self.pools[pool]:
-                self.report(relative, number, qid, f"unreachable qrels: {did} is not in {pool}")
-
-    def _use_image(self, record: object, key: str, relative: str, number: int, identifier: str) -> None:
-        image = record.get(key) if isinstance(record, dict) else None
-        if isinstance(image, str) and image:
-            self.first_use.setdefault(image, (relative, number, identifier))
-
-    def _files(self, folder: str, suffix: str) -> list[str]:
-        files = (self.root / folder).rglob(f"*{suffix}")
-        return sorted(f.relative_to(self.root).as_posix() for f in files if not f.name.startswith("."))
-
-    def _records(self, relative: str) -> Iterator[tuple[int, Any]]:
-        for number, line in self._lines(relative):
-            try:
-                record = parse_json_line(line)
-            except ValueError as error:
-                self.report(relative, number, NO_ID, str(error))
-            else:
-                yield number, record
-
-    def _lines(self, relative: str) -> Iterator[tuple[int, bytes]]:
-        """The lines that are not blank, numbered from 1."""
-        try:
-            with (self.root / relative).open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        yield number, line
-        except OSError as error:
-            self.report(relative, 0, NO_ID, f"cannot be read: {error.strerror}")
 
 
 def _query_file_kind(relative: str) -> _QueryFile | None:
@@ -292,25 +235,20 @@ def _wrong_task(record: dict[str, Any], kind: _QueryFile) -> list[str]:
     return [f"task_id is {task_id}, expected {kind.task_id} as in the file name"]
 
 
-def _strings(values: list[Any]) -> list[str]:
-    return [value for value in values if isinstance(value, str)]
-
-
 def _picture_problem(root: Path, image: str) -> str | None:
-    from PIL import Image
-
     try:
         path = path_inside(root, image)
     except DataError as error:
         return f"image path: {error}"
+    shown = shortened(image, 500)
+    if not os.path.exists(path):
+        return f"missing image: {shown} is not there"
+    if not os.path.isfile(path):
+        return f"missing image: {shown} is not a file"
     try:
-        if not path.exists():
-            return f"missing image: {image} is not there"
-        if not path.is_file():
-            return f"missing image: {image} is not a file"
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture.load()
-    except Exception as error:  # decoders raise nearly every type on broken files
-        return f"broken image: {image}: {type(error).__name__}: {error}"
+            read_rgb(path)
+    except PictureError as error:
+        return f"broken image: {shown}: {error}"
     return None

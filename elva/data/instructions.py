@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from elva.data.records import MODALITIES, DataError, Query
+from elva.data.lines import numbered_lines
+from elva.data.records import MAX_DIGITS, MODALITIES, DataError, Query, described, is_dataset_id
 
 POLICIES = ("fixed", "random")
 COLUMNS = (
@@ -54,22 +55,14 @@ class Instructions:
     def read(cls, path: str | Path, shown: str | None = None) -> Instructions:
         """Read a tab-separated file with the header ``COLUMNS``; ``shown`` is its name in messages."""
         shown = str(path) if shown is None else shown
+        rows = []
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
+            for number, row in numbered_rows(Path(path)):
+                if isinstance(row, ValueError):
+                    raise DataError(f"{shown}:{number}: -: {row}") from row
+                rows.append(row)
         except OSError as error:
             raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{shown}: not UTF-8: {error}") from error
-        lines = text.replace("\r\n", "\n").split("\n")
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                if number == 1:
-                    check_header(line)
-                elif line.strip():
-                    rows.append(parse_row(line))
-            except ValueError as error:
-                raise DataError(f"{shown}:{number}: -: {error}") from error
         return cls(rows)
 
     def prompts(self, dataset_id: int, query_modality: str, cand_modality: str) -> list[str]:
@@ -113,11 +106,28 @@ def query_text(instruction: str, text: str | None) -> str:
     return clean(f"{clean(instruction)} {text or ''}")
 
 
+def numbered_rows(path: Path) -> Iterator[tuple[int, InstructionRow | ValueError]]:
+    """The rows below the header with their lines; for a line that is none, what is wrong with it. Raises OSError."""
+    number, header = 0, False
+    for number, line in numbered_lines(path):
+        try:
+            text = line.decode("utf-8")
+            if header:
+                yield number, parse_row(text)
+            else:
+                header = True
+                check_header(text)
+        except ValueError as error:
+            yield number, error
+    if not header:
+        yield max(number, 1), ValueError(f"header is absent, expected {', '.join(COLUMNS)}")
+
+
 def check_header(line: str) -> None:
     """ValueError when a line is not the header of ``query_instructions.tsv``."""
     header = line.rstrip("\r\n").split("\t")
     if tuple(header[:5]) != COLUMNS[:5]:
-        raise ValueError(f"header is {header}, expected {', '.join(COLUMNS)}")
+        raise ValueError(f"header is {described(header)}, expected {', '.join(COLUMNS)}")
 
 
 def parse_row(line: str) -> InstructionRow:
@@ -128,9 +138,11 @@ def parse_row(line: str) -> InstructionRow:
     query_modality, cand_modality, name, number, *prompts = fields
     for column, modality in zip(COLUMNS, (query_modality, cand_modality), strict=False):
         if modality not in MODALITIES:
-            raise ValueError(f"{column} is {modality!r}, expected one of {MODALITIES}")
-    if not (number.isascii() and number.isdigit()):
-        raise ValueError(f"dataset_id is {number!r}, expected a number")
+            raise ValueError(f"{column} is {described(modality)}, expected one of {MODALITIES}")
+    if not is_dataset_id(number):
+        raise ValueError(
+            f"dataset_id is {described(number)}, expected a number of at most {MAX_DIGITS} digits"
+        )
     wordings = tuple(prompt for prompt in prompts if prompt)
     if not wordings:
         raise ValueError("no prompt, expected at least prompt_1")

@@ -5,14 +5,13 @@ The reader is strict: the first problem is a ``DataError``. ``elva.data.check`` 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from elva.data.instructions import Instructions
+from elva.data.lines import numbered_lines, read_json_lines
 from elva.data.records import (
     MODALITIES,
     TASK_MODALITIES,
@@ -22,6 +21,8 @@ from elva.data.records import (
     Query,
     Task,
     dataset_id,
+    described,
+    shortened,
 )
 
 __all__ = [
@@ -67,43 +68,20 @@ def qrels_file(split: str, dataset: str, task_id: int) -> str:
     return f"qrels/{split}/mbeir_{dataset}_task{task_id}_{split}_qrels.txt"
 
 
-def parse_json_line(line: bytes) -> Any:
-    """The value of one line of a JSON-lines file; ValueError when it is not UTF-8 JSON."""
-    try:
-        return json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"malformed JSON: {error}") from error
-
-
-def read_json_lines(path: Path, shown: str) -> Iterator[tuple[str, Any]]:
-    """Yield (``"shown:line"``, value) for each line of a JSON-lines file; blank lines are skipped.
-
-    Raises DataError for a file that cannot be read and for the first line that is not UTF-8 JSON.
-    """
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                where = f"{shown}:{number}"
-                try:
-                    value = parse_json_line(line)
-                except ValueError as error:
-                    raise DataError(f"{where}: -: {error}") from error
-                yield where, value
-    except OSError as error:
-        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
-
-
 def path_inside(root: Path, relative: str) -> Path:
     """``root / relative`` without links; DataError when it leaves ``root``, which must be resolved itself."""
     try:
         path = (root / relative).resolve()
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{relative!r}: unusable path: {error}") from error
+        raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {_reason(error)}") from error
     if Path(relative).is_absolute() or not path.is_relative_to(root):
-        raise DataError(f"{relative}: path leaves the directory, expected one inside {root}")
+        raise DataError(f"{shortened(relative, 200)}: path leaves the directory, expected one inside {root}")
     return path
+
+
+def _reason(error: Exception) -> str:
+    # an OSError would say the whole name again
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 class MBEIRDirectory:
@@ -183,19 +161,14 @@ class MBEIRDirectory:
         relative = qrels_file(split, dataset, task_id)
         qrels: dict[str, dict[str, int]] = {}
         try:
-            with (self.root / relative).open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if not line.strip():
-                        continue
-                    try:
-                        qid, did, relevance = parse_qrel(line)
-                    except ValueError as error:
-                        raise DataError(f"{relative}:{number}: -: {error}") from error
-                    qrels.setdefault(qid, {})[did] = relevance
+            for number, line in numbered_lines(self.root / relative):
+                try:
+                    qid, did, relevance = parse_qrel(line.decode("utf-8"))
+                except ValueError as error:
+                    raise DataError(f"{relative}:{number}: -: {error}") from error
+                qrels.setdefault(qid, {})[did] = relevance
         except OSError as error:
             raise DataError(f"{relative}: cannot be read in {self.root}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{relative}: not UTF-8: {error}") from error
         return qrels
 
     @cached_property
@@ -232,7 +205,8 @@ def parse_qrel(line: str) -> tuple[str, str, int]:
     try:
         return qid, did, int(relevance)
     except ValueError:
-        raise ValueError(f"relevance of {qid} is {relevance!r}, expected an integer") from None
+        given = f"relevance of {shortened(qid)} is {described(relevance)}"
+        raise ValueError(f"{given}, expected an integer") from None
 
 
 def _check_split(split: str) -> None:

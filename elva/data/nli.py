@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from elva.data.mbeir import read_json_lines
-from elva.data.records import DataError
+from elva.data.records import DataError, described
+from elva.data.wording import is_blank
 from elva.files import atomic_file
 
 SIMCSE_COLUMNS = ("sent0", "sent1", "hard_neg")
@@ -31,7 +32,7 @@ def read_triplets(path: str | Path) -> list[Triplet]:
     """
     path = Path(path)
     is_csv = path.suffix.lower() == ".csv"
-    rows = _csv_rows(path) if is_csv else read_json_lines(path, str(path))
+    rows = _csv_rows(path) if is_csv else read_json_lines(path, str(path), pipes=True)
     keys = SIMCSE_COLUMNS if is_csv else Triplet._fields
     triplets = [_triplet(row, keys, where) for where, row in rows]
     if not triplets:
@@ -71,6 +72,6 @@ def _triplet(row: Any, keys: tuple[str, ...], where: str) -> Triplet:
         raise DataError(f"{where}: -: {len(keys) + len(row[None])} columns, expected {len(keys)}")
     for key in keys:
         value = row.get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"{where}: -: {key} is {value!r}, expected a text")
+        if not isinstance(value, str) or is_blank(value):
+            raise DataError(f"{where}: -: {key} is {described(value)}, expected a text")
     return Triplet(*(row[key].strip() for key in keys))

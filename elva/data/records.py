@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from elva.data.wording import is_blank
+
 MODALITIES = ("text", "image", "image,text")
 
 TASK_MODALITIES: dict[int, tuple[str, str]] = {
@@ -24,6 +26,10 @@ TASK_MODALITIES: dict[int, tuple[str, str]] = {
 """Modality of the query and of its candidates for every M-BEIR task (5 is not used)."""
 
 
+MAX_DIGITS = 9
+MAX_ID = 200
+
+
 class DataError(ValueError):
     """Data that cannot be used; the message is ``path:line: id: what was given, what was expected``."""
 
@@ -37,6 +43,11 @@ class Task(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.dataset} task{self.task_id}"
+
+
+def is_multigrain(dataset: str) -> bool:
+    """Whether a dataset is a multi-grain test split: reported apart, in a pool of its own."""
+    return dataset.endswith("_multigrain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +161,21 @@ def dataset_id(identifier: str) -> int:
     return int(identifier.split(":", 1)[0])
 
 
+def is_dataset_id(text: str) -> bool:
+    """Whether a text is a number of at most ``MAX_DIGITS`` digits."""
+    return text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS
+
+
 def record_id(record: object, key: str) -> str:
     """The id of a record for a message; ``-`` where it has none."""
     value = record.get(key) if isinstance(record, Mapping) else None
-    return value if isinstance(value, str) and value else "-"
+    return shortened(value) if isinstance(value, str) and value else "-"
 
 
 def query_problems(record: object) -> list[str]:
     """Everything that is wrong with a query's JSON taken alone; empty when it can be used."""
     if not isinstance(record, Mapping):
-        return [f"the line is {_describe(record)}, expected a JSON object"]
+        return [f"the line is {described(record)}, expected a JSON object"]
     problems = _id_problems(record, "qid")
     problems += _content_problems(record, "query_modality", "query_txt", "query_img_path")
     problems += _task_problems(record)
@@ -172,7 +188,7 @@ def query_problems(record: object) -> list[str]:
 def candidate_problems(record: object) -> list[str]:
     """Everything that is wrong with a candidate's JSON taken alone; empty when it can be used."""
     if not isinstance(record, Mapping):
-        return [f"the line is {_describe(record)}, expected a JSON object"]
+        return [f"the line is {described(record)}, expected a JSON object"]
     return _id_problems(record, "did") + _content_problems(record, "modality", "txt", "img_path")
 
 
@@ -182,7 +198,13 @@ def _first_problem(record: object, problems: list[str], key: str, where: str) ->
     return record
 
 
-def _describe(value: object) -> str:
+def shortened(text: str, most: int = 80) -> str:
+    """At most so many characters of a text that somebody else wrote."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def described(value: object) -> str:
+    """A value in a message: its repr, at most some 60 characters of it."""
     try:
         text = repr(value)
     except RecursionError:
@@ -192,11 +214,14 @@ def _describe(value: object) -> str:
 
 def _id_problems(record: Mapping[str, Any], key: str) -> list[str]:
     value = record.get(key)
-    if isinstance(value, str):
+    if isinstance(value, str) and len(value) <= MAX_ID:
         number, colon, rest = value.partition(":")
-        if number.isascii() and number.isdigit() and colon and rest and not any(c.isspace() for c in value):
+        if is_dataset_id(number) and colon and rest and not any(c.isspace() for c in value):
             return []
-    return [f"{key} is {_describe(value)}, expected a string dataset_id:number such as 9:6"]
+    return [
+        f"{key} is {described(value)}, expected a string dataset_id:number such as 9:6, "
+        f"of at most {MAX_ID} characters and {MAX_DIGITS} digits before the colon"
+    ]
 
 
 def _content_problems(
@@ -205,15 +230,17 @@ def _content_problems(
     problems = []
     for key in (text_key, image_key):
         if not isinstance(record.get(key), str | None):
-            problems.append(f"{key} is {_describe(record[key])}, expected a string or null")
+            problems.append(f"{key} is {described(record[key])}, expected a string or null")
     modality = record.get(modality_key)
     if modality not in MODALITIES:
-        given = f"unknown modality: {modality_key} is {_describe(modality)}"
+        given = f"unknown modality: {modality_key} is {described(modality)}"
         return [*problems, f"{given}, expected one of {', '.join(map(repr, MODALITIES))}"]
     if problems:
         return problems
-    if "text" in modality and not (record.get(text_key) or "").strip():
-        problems.append(f"no text: {modality_key} is {modality!r} but {text_key} is empty")
+    if "text" in modality and is_blank(record.get(text_key) or ""):
+        problems.append(
+            f"no text: {modality_key} is {modality!r} but {text_key} is empty or holds only quotes"
+        )
     if "image" in modality and not record.get(image_key):
         problems.append(f"no image: {modality_key} is {modality!r} but {image_key} is empty")
     return problems
@@ -222,7 +249,7 @@ def _content_problems(
 def _task_problems(record: Mapping[str, Any]) -> list[str]:
     task = record.get("task_id")
     if not isinstance(task, int) or isinstance(task, bool) or task not in TASK_MODALITIES:
-        return [f"task_id is {_describe(task)}, expected one of {', '.join(map(str, TASK_MODALITIES))}"]
+        return [f"task_id is {described(task)}, expected one of {', '.join(map(str, TASK_MODALITIES))}"]
     modality, expected = record.get("query_modality"), TASK_MODALITIES[task][0]
     if modality in MODALITIES and modality != expected:
         return [f"query_modality is {modality!r}, expected {expected!r} in task {task}"]
@@ -233,7 +260,7 @@ def _list_problems(record: Mapping[str, Any], key: str) -> list[str]:
     value = record.get(key)
     if value is None or (isinstance(value, list) and all(isinstance(did, str) for did in value)):
         return []
-    return [f"{key} is {_describe(value)}, expected a list of dids (strings)"]
+    return [f"{key} is {described(value)}, expected a list of dids (strings)"]
 
 
 def _grain_problems(record: Mapping[str, Any]) -> list[str]:
@@ -241,18 +268,18 @@ def _grain_problems(record: Mapping[str, Any]) -> list[str]:
     if grains is None:
         return []
     if not isinstance(grains, list):
-        return [f"grains is {_describe(grains)}, expected a list of objects with key, value, start, end"]
+        return [f"grains is {described(grains)}, expected a list of objects with key, value, start, end"]
     length = len(text) if isinstance(text, str) else 0
     return [problem for i, grain in enumerate(grains) if (problem := _grain_problem(i, grain, length))]
 
 
 def _grain_problem(index: int, grain: object, length: int) -> str | None:
     if not isinstance(grain, Mapping) or not all(isinstance(grain.get(k), str) for k in ("key", "value")):
-        return f"grains[{index}] is {_describe(grain)}, expected an object with the strings key and value"
+        return f"grains[{index}] is {described(grain)}, expected an object with the strings key and value"
     start, end = grain.get("start"), grain.get("end")
     if type(start) is int and type(end) is int and 0 <= start < end <= length:
         return None
     return (
-        f"grain span: grains[{index}] has start {_describe(start)} and end {_describe(end)}, "
+        f"grain span: grains[{index}] has start {described(start)} and end {described(end)}, "
         f"expected 0 <= start < end <= {length} (the length of query_txt)"
     )

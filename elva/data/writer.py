@@ -25,6 +25,7 @@ from elva.data.mbeir import (
 )
 from elva.data.records import candidate_problems, query_problems
 from elva.files import atomic_file
+from elva.leftovers import remove_abandoned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,6 +50,7 @@ class MBEIRWriter:
                     f"{self.root / folder} exists already; choose another output or remove it"
                 )
         self.root.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(self.root.rglob(".*.tmp"))
         self._stack = ExitStack()
         self._files: dict[str, IO[str]] = {}
         self._qids: set[tuple[str, str]] = set()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 
 from elva.data.mbeir import Candidate, Grain, MBEIRDirectory, Query
+from elva.data.records import is_multigrain
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs
 from elva.evaluation.ranks import positive_ranks
-from elva.evaluation.retrieval import is_multigrain, positions, relevant_dids, select_tasks
+from elva.evaluation.retrieval import positions, relevant_dids, select_tasks
 from elva.ops import similarity_topk
+from elva.pictures import ALPHA_MODES, open_picture, to_rgb
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -132,9 +133,9 @@ def _item(
 
 def thumbnail(path: Path) -> str:
     """A picture as a data URI, at most ``THUMBNAIL`` pixels wide and high (PNG where it is transparent, else JPEG)."""
-    with Image.open(path) as image:
-        transparent = image.mode in ("RGBA", "LA", "P", "PA")
-        small = image.convert("RGBA" if transparent else "RGB")
+    with open_picture(path) as image:
+        transparent = image.mode in (*ALPHA_MODES, "P")
+        small = image.convert("RGBA") if transparent else to_rgb(image)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     if transparent:

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elva.data.mbeir import Grain, Query
+from elva.data.wording import comparable
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -87,7 +88,7 @@ def grains_named(summaries: Sequence[str], queries: Sequence[Query]) -> float | 
     """Share of the queries' grains that their summaries name, in [0, 1]; None where no query has a grain.
 
     A grain is named where its value, or its span of the query, stands in the summary as whole words in order
-    (case does not matter; "_" and punctuation separate words).
+    (case and Unicode form do not matter; "_" and punctuation separate words).
 
     Raises:
         ValueError: not one summary a query.
@@ -110,7 +111,7 @@ def is_named(summary: str, query: Query, grain: Grain) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    return _WORDS.findall(text.lower())
+    return _WORDS.findall(comparable(text))
 
 
 def _contains(words: list[str], phrase: list[str]) -> bool:

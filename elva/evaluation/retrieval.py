@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query, Task
+from elva.data.records import is_multigrain
 from elva.data.unseen import unseen_set_of
 from elva.evaluation.grains import grain_distance, grains_named
 from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 MODES = ("generative", "direct")
 POOLS = ("local", "global")
-
-
-def is_multigrain(dataset: str) -> bool:
-    """Whether a dataset is a multi-grain test split: reported apart, not part of the mean over tasks."""
-    return dataset.endswith("_multigrain")
 
 
 def evaluate(

@@ -5,91 +5,115 @@ Transformers' processors are not used, because their video part needs torchvisio
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from elva.models.batches import Batch
 from elva.models.cache import TensorCache
 from elva.models.prompts import IMAGE_TOKEN, TURN_END, USER_HEADER, VISION_END, VISION_START, PromptTemplate
+from elva.pictures import PictureError, check_size, picture_suffixes, read_rgb, to_rgb
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 CACHE_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Item:
-    """One input: a text, a picture (path or PIL image), or both."""
+    """One input: a text, a picture (path or PIL image), or both; ``name`` is what errors call it."""
 
     text: str | None
     image: Path | Image.Image | None
+    name: str = "input"
 
 
 def parse_input(value: Any, index: int) -> Item:
     """One user input as an Item.
 
-    A ``str`` is a text, unless it ends in a picture's suffix and names a file; ``{"text": …}`` is always a
-    text. Raises TypeError or ValueError (FileNotFoundError for absent pictures) naming the input by its
-    index.
+    A ``str`` is a text, unless it is one word that ends in a picture's suffix or names a file in a folder, or is more
+    words and the name of a file with such a suffix; ``{"text": …}`` is always a text. Raises TypeError or ValueError
+    (FileNotFoundError for absent pictures) naming the input by its index; URLs are not fetched, and refused.
     """
+    name = f"inputs[{index}]"
     if isinstance(value, Item):
         return value
     if isinstance(value, Image.Image):
-        return Item(None, value)
+        return Item(None, value, name)
     if isinstance(value, Path):
-        return Item(None, _existing(value, index))
+        return Item(None, _existing(value, name), name)
     if isinstance(value, str):
-        looks_like_path = Path(value[-255:]).suffix.lower() in IMAGE_SUFFIXES and len(value.split()) > 0
-        if looks_like_path and _is_file(value):
-            return Item(None, Path(value))
-        if looks_like_path and len(value.split()) == 1:
-            raise FileNotFoundError(
-                f"inputs[{index}]: {value!r} looks like a picture's path but there is no such file; "
-                'give {"text": …} if it is meant as a text'
-            )
-        return Item(value, None)
+        path = _path_in(value, name)
+        return Item(value, None, name) if path is None else Item(None, path, name)
     if isinstance(value, Mapping):
-        return _parse_mapping(value, index)
+        return _parse_mapping(value, name)
     raise TypeError(
-        f"inputs[{index}]: {type(value).__name__} given, expected a str, a path, a PIL image or "
+        f"{name}: {type(value).__name__} given, expected a str, a path, a PIL image or "
         '{"text": …, "image": …}'
     )
 
 
-def _parse_mapping(value: Mapping[str, Any], index: int) -> Item:
+def _path_in(value: str, name: str) -> Path | None:
+    """The picture's path that a str is; None for a text. Raises for what can be neither."""
+    word = value.strip()  # a line of a list of paths may keep its line break
+    is_word = len(word.split()) == 1
+    if is_word and URL.match(word):
+        raise ValueError(
+            f"{name}: {_shortened(word)} is a URL, expected a file on this machine; "
+            'give {"text": …} if it is meant as a text'
+        )
+    has_suffix = Path(word[-255:]).suffix.lower() in picture_suffixes()
+    if (has_suffix or (is_word and os.sep in word)) and (path := _file(value) or _file(word)):
+        return path
+    if has_suffix and is_word:
+        raise FileNotFoundError(
+            f"{name}: {_shortened(word)} looks like a picture's path but there is no such file; "
+            'give {"text": …} if it is meant as a text'
+        )
+    return None
+
+
+def _parse_mapping(value: Mapping[str, Any], name: str) -> Item:
     unknown = sorted(str(key) for key in value if key not in ("text", "image"))
     if unknown:
-        raise ValueError(f"inputs[{index}]: unknown keys {', '.join(unknown)}; expected 'text' and 'image'")
+        raise ValueError(f"{name}: unknown keys {', '.join(unknown)}; expected 'text' and 'image'")
     text, image = value.get("text"), value.get("image")
     if text is None and image is None:
-        raise ValueError(f"inputs[{index}]: neither 'text' nor 'image' given, expected at least one of them")
+        raise ValueError(f"{name}: neither 'text' nor 'image' given, expected at least one of them")
     if text is not None and not isinstance(text, str):
-        raise TypeError(f"inputs[{index}]['text']: {type(text).__name__} given, expected a str")
+        raise TypeError(f"{name}['text']: {type(text).__name__} given, expected a str")
     if image is not None and not isinstance(image, (str, Path, Image.Image)):
-        raise TypeError(
-            f"inputs[{index}]['image']: {type(image).__name__} given, expected a path or a PIL image"
+        raise TypeError(f"{name}['image']: {type(image).__name__} given, expected a path or a PIL image")
+    if isinstance(image, str) and URL.match(image):
+        raise ValueError(
+            f"{name}['image']: {_shortened(image)} is a URL, expected a file on this machine or a PIL image"
         )
     if isinstance(image, (str, Path)):
-        image = _existing(Path(image), index)
-    return Item(text, image)
+        image = _existing(Path(image), name)
+    return Item(text, image, name)
 
 
-def _is_file(name: str) -> bool:
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:200]}…")
+
+
+def _file(path: str) -> Path | None:
     try:
-        return Path(name).is_file()
+        return Path(path) if Path(path).is_file() else None
     except (OSError, ValueError):  # too long for a file name, or holds a null byte
-        return False
+        return None
 
 
-def _existing(path: Path, index: int) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"inputs[{index}]: no picture at {path}")
-    return path
+def _existing(path: Path, name: str) -> Path:
+    if not (found := _file(str(path))):
+        raise FileNotFoundError(f"{name}: no picture at {path}")
+    return found
 
 
 def parse_inputs(inputs: Sequence[Any]) -> list[Item]:
@@ -112,7 +136,7 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
     texts = [
         " ".join(part for part in (i, item.text) if part) for i, item in zip(instructions, items, strict=True)
     ]
-    return [Item(text, item.image) for text, item in zip(texts, items, strict=True)]
+    return [replace(item, text=text) for text, item in zip(texts, items, strict=True)]
 
 
 def load_image_processor(name: str, backend: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -130,17 +154,6 @@ def load_image_processor(name: str, backend: str | None = None, trust_remote_cod
 def image_backend(image_processor: Any) -> str:
     """Which of `IMAGE_BACKENDS` it is; what transformers saves of an image processor does not tell."""
     return "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB; transparency becomes white (drawings with black outlines would vanish on black)."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, "white")
-        canvas.alpha_composite(rgba)
-        image = canvas
-    return image.convert("RGB")
 
 
 class Picture(NamedTuple):
@@ -182,10 +195,7 @@ class InputProcessor:
         items = join_instructions(parse_inputs(inputs), instructions)
         if not items:
             raise ValueError("inputs: an empty list given, expected at least one input")
-        pictures = [
-            None if item.image is None else self.picture(item.image, index)
-            for index, item in enumerate(items)
-        ]
+        pictures = [None if item.image is None else self.picture(item.image, item.name) for item in items]
         sizes = [0 if p is None else int(p.grid.prod()) // self.merge_area for p in pictures]
         rows = self._token_rows([item.text or "" for item in items], sizes)
         batch = self._pad(rows)
@@ -220,32 +230,27 @@ class InputProcessor:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         return {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": (ids == self.image_id).long()}
 
-    def picture(self, image: Path | Image.Image, index: int) -> Picture:
-        """The processed picture; files are cached."""
-        if isinstance(image, Image.Image):
-            pixels, grid = self._process(image, f"inputs[{index}]")
-            return Picture(pixels, grid, None)
-        status = image.stat()
-        settings = self.image_processor
-        size = (settings.size["shortest_edge"], settings.size["longest_edge"], settings.patch_size)
-        key = (str(image), status.st_mtime_ns, status.st_size, size)
-        found = self.cache.get(key)
-        if found is None:
-            try:
-                with Image.open(image) as opened:
-                    found = self._process(opened, f"inputs[{index}] ({image})")
-            except OSError as error:
-                raise ValueError(f"inputs[{index}]: {image} is no readable picture: {error}") from error
-            self.cache.put(key, found)
-        pixels, grid = found
-        return Picture(pixels, grid, key)
-
-    def _process(self, image: Image.Image, where: str) -> tuple[Tensor, Tensor]:
-        rgb = to_rgb(image)
+    def picture(self, image: Path | Image.Image, name: str) -> Picture:
+        """The processed picture; files are cached. PictureError, with the input's ``name``, for unusable ones."""
         try:
-            processed = self.image_processor(images=[rgb], return_tensors="pt")
-        except ValueError as error:
-            raise ValueError(
-                f"{where}: picture of {rgb.width} × {rgb.height} pixels refused: {error}"
-            ) from error
+            if isinstance(image, Image.Image):
+                check_size(image)
+                pixels, grid = self._process(to_rgb(image))
+                return Picture(pixels, grid, None)
+            status = image.stat()
+            settings = self.image_processor
+            size = (settings.size["shortest_edge"], settings.size["longest_edge"], settings.patch_size)
+            key = (str(image), status.st_mtime_ns, status.st_size, size)
+            found = self.cache.get(key)
+            if found is None:
+                found = self._process(read_rgb(image))
+                self.cache.put(key, found)
+            pixels, grid = found
+            return Picture(pixels, grid, key)
+        except (OSError, ValueError) as error:
+            given = "" if isinstance(image, Image.Image) else f"{image} is no readable picture: "
+            raise PictureError(f"{name}: {given}{error}") from error
+
+    def _process(self, rgb: Image.Image) -> tuple[Tensor, Tensor]:
+        processed = self.image_processor(images=[rgb], return_tensors="pt")
         return processed["pixel_values"].float(), processed["image_grid_thw"][0].long()

@@ -11,6 +11,7 @@ from typing import Any
 
 from elva.data.nli import Triplet, write_triplets
 from elva.data.scenes import generate
+from elva.leftovers import exit_on_signals
 from elva.training.config import BaseConfig, InstructConfig, RLConfig, StageConfig, TextConfig
 from elva.training.examples import TrainingData, corpus
 from elva.training.idle import UntrainedError
@@ -31,7 +32,7 @@ def dry_run(config: StageConfig) -> list[float]:
     summary length, negatives and instances are cut. What ``config.model``, ``data`` and ``output`` name is not looked
     at. Under a launcher every process makes the same data of its own.
     """
-    with tempfile.TemporaryDirectory(prefix="elva-dry-run-") as folder:
+    with exit_on_signals(), tempfile.TemporaryDirectory(prefix="elva-dry-run-") as folder:
         small = _cut(config, Path(folder))
         with contextlib.suppress(UntrainedError):  # two steps of two examples may well give no gradient
             run_stage(small)

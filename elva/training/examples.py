@@ -13,6 +13,9 @@ from elva.data.captions import read_captions
 from elva.data.instructions import clean, query_text
 from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
 from elva.data.nli import read_triplets
+from elva.data.records import shortened
+from elva.data.wording import is_blank
+from elva.progress import track
 from elva.training.identity import KnownPositives
 
 Item = dict[str, Any]
@@ -90,6 +93,24 @@ class TrainingData:
                 f"{self.directory.root}: candidate {did} is not in the training pool; run `elva data check`"
             ) from None
 
+    def require_pictures(self) -> None:
+        """DataError, before anything is trained, for the first query or candidate whose picture is no file."""
+        users = [(query.image, query.qid) for query in self.queries if query.image]
+        users += [(candidate.image, did) for did, candidate in self.pool.items() if candidate.image]
+        first: dict[str, str] = {}
+        for image, identifier in users:
+            first.setdefault(image, identifier)
+        for image, identifier in track(first.items(), "Looking for pictures", total=len(first)):
+            try:
+                found = self.directory.path(image).is_file()
+            except DataError as error:
+                raise DataError(f"{self.directory.root}: {identifier}: {error}") from None
+            if not found:
+                raise DataError(
+                    f"{self.directory.root}: {identifier}: missing image: {shortened(image, 500)} is no file there; "
+                    "`elva data check` lists all"
+                )
+
     def _item(self, text: str | None, image: str | None) -> Item:
         return {"text": text, "image": str(self.directory.path(image)) if image else None}
 
@@ -125,14 +146,18 @@ def caption_examples(data: TrainingData) -> list[CaptionExample]:
     for query in data.queries:
         if query.task_id == 0 and query.text and (image := data.candidate(query.positives[0]).image):
             captions.setdefault(image, []).append(query.text)
-        elif query.task_id == 3 and query.image:
-            captions.setdefault(query.image, []).extend(_texts(data, query))
+            continue
+        texts = _texts(data, query) if query.task_id in (1, 3, 6) else []
+        if not texts:
+            continue
+        if query.task_id == 3 and query.image:
+            captions.setdefault(query.image, []).extend(texts)
         elif query.task_id == 1 and query.text:
             item = {"text": clean(query.text), "image": None}
-            examples.append(CaptionExample(query.qid, item, tuple(_texts(data, query))))
+            examples.append(CaptionExample(query.qid, item, tuple(texts)))
         elif query.task_id == 6 and query.text and query.image:
             item = {"text": clean(query.text), "image": str(data.directory.path(query.image))}
-            examples.append(CaptionExample(query.qid, item, tuple(_texts(data, query))))
+            examples.append(CaptionExample(query.qid, item, tuple(texts)))
     examples += [
         CaptionExample(image, {"text": None, "image": str(data.directory.path(image))}, tuple(texts))
         for image, texts in captions.items()
@@ -145,7 +170,8 @@ def caption_examples(data: TrainingData) -> list[CaptionExample]:
 
 
 def _texts(data: TrainingData, query: Query, most: int | None = 3) -> list[str]:
-    return [text for did in query.positives[:most] if (text := data.candidate(did).text)]
+    texts = [data.candidate(did).text or "" for did in query.positives[:most]]
+    return [text for text in texts if not is_blank(text)]
 
 
 def triplet_examples(source: str | Path, use_negatives: bool) -> list[TripletExample]:
@@ -164,7 +190,7 @@ def triplet_examples(source: str | Path, use_negatives: bool) -> list[TripletExa
             examples += [
                 TripletExample(f"{query.qid}/{did}", query.text, text, None, known)
                 for did in query.positives[:8]
-                if (text := data.candidate(did).text)
+                if not is_blank(text := data.candidate(did).text or "")
             ]
     return examples
 

@@ -159,6 +159,7 @@ def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
         # a retriever of others may have been read without a summary; from here on it is read behind one
         encoder.config = replace(encoder.config, mode="generative")
     data = TrainingData(config.data, config.tasks, config.exclude_tasks)
+    data.require_pictures()
     mined = mine(encoder, data, _negatives(config), Path(config.output) / "negatives.json", config.seed)
     attach_adapter(encoder, config.lora)
     if isinstance(config, InstructConfig):
@@ -175,6 +176,7 @@ def _base_trainer(config: BaseConfig, arguments: TrainingArguments) -> StageTrai
             "vision_cache: the base stage trains the vision tower, whose features cannot be kept"
         )
     data = TrainingData(config.data)
+    data.require_pictures()
     encoder = tiny.create(corpus(data), preset=config.model, seed=config.seed, image_size=config.image_size)
     return BaseTrainer(encoder, arguments, caption_examples(data))
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from elva.models.processing import parse_inputs, to_rgb
+from elva.models.processing import parse_inputs
 from elva.models.prompts import IMAGE_TOKEN
+from elva.pictures import read_rgb, to_rgb
 from elva.training.examples import Item
 
 if TYPE_CHECKING:
@@ -113,8 +114,8 @@ class VLLMGenerator:
         short = [
             token for place, token in enumerate(ids) if token != pad or place == 0 or ids[place - 1] != pad
         ]
-        picture = image if isinstance(image, Image.Image) else Image.open(image)
-        return {"prompt_token_ids": short, "multi_modal_data": {"image": to_rgb(picture)}}
+        picture = to_rgb(image) if isinstance(image, Image.Image) else read_rgb(image)
+        return {"prompt_token_ids": short, "multi_modal_data": {"image": picture}}
 
     def _load_weights(self) -> None:
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner

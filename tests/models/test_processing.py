@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from elva.models.processing import parse_input, to_rgb
+from elva.models.processing import parse_input
 from elva.models.prompts import PROMPTS, get_prompt
 
 
@@ -51,6 +52,38 @@ def test_every_kind_of_input(tmp_path):
     assert parse_input({"text": "x", "image": str(file)}, 0).image == file
     assert parse_input({"text": "photo.png"}, 0).text == "photo.png"
     assert parse_input({"text": None, "image": file}, 0).text is None
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "avif", "jpe", "jp2", "JPG", "ppm", "heic", "svg", "apng"])
+def test_a14_every_pictures_suffix_makes_a_path(tmp_path, suffix):
+    file = tmp_path / f"a cat.{suffix}"
+    file.write_bytes(b"whatever")
+    assert parse_input(str(file), 0).image == file
+    message = re.escape(f"inputs[2]: 'absent.{suffix}' looks like a picture's path but there is no such file")
+    for line in (f"absent.{suffix}", f"absent.{suffix}\n"):
+        with pytest.raises(FileNotFoundError, match=message):
+            parse_input(line, 2)
+    assert parse_input(f"see photo.{suffix}", 0).text == f"see photo.{suffix}"
+    assert parse_input({"text": f"absent.{suffix}"}, 0).text == f"absent.{suffix}"
+
+
+def test_a14_a_file_in_a_folder_needs_no_suffix(tmp_path):
+    (tmp_path / "0001").touch()
+    assert parse_input(f"{tmp_path}/0001", 0).image == tmp_path / "0001"
+    assert parse_input("red/blue", 0).text == "red/blue"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a.png", "http://host/pictures?id=3", "s3://b/k.jpg", "data:image/png;base64,iVBO"]
+)
+def test_a14_urls_are_refused(url):
+    with pytest.raises(ValueError, match=re.escape(f"inputs[1]: {url!r} is a URL, expected a file")):
+        parse_input(url, 1)
+    with pytest.raises(ValueError, match=re.escape(f"inputs[1]['image']: {url!r} is a URL, expected a file")):
+        parse_input({"image": url}, 1)
+    assert parse_input({"text": url}, 1).text == url
+    assert parse_input(f"see {url} for more", 1).text == f"see {url} for more"
+    assert parse_input("note: data:image is a scheme", 1).text == "note: data:image is a scheme"
 
 
 @pytest.mark.parametrize(
@@ -103,17 +136,39 @@ def test_truncated_picture_is_named(tiny_encoder, tmp_path):
         tiny_encoder.prepare([file])
 
 
-def test_transparency_becomes_white():
-    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert to_rgb(image).getpixel((1, 1)) == (255, 255, 255)
+def test_c26_the_input_is_named_by_its_place_in_the_whole_list(tiny_encoder, tmp_path):
+    """Whatever the order and the batches in which inputs are encoded."""
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    texts = ["a much longer text than all the others here", "b", "c"]
+    message = re.escape(f"inputs[3]: {tmp_path}/float.tif is no readable picture: float samples")
+    with pytest.raises(ValueError, match=message):
+        tiny_encoder.encode([*texts, tmp_path / "float.tif"], mode="direct", batch_size=2)
+    with pytest.raises(ValueError, match=r"inputs\[3\]: picture of 900 × 2 pixels refused"):
+        tiny_encoder.encode([*texts, Image.new("RGB", (900, 2))], instruction="Find:", batch_size=1)
+
+
+def test_c26_bombs_are_named(tiny_encoder, tmp_path):
+    file = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(file)
+    with pytest.raises(
+        ValueError, match=re.escape(f"inputs[1]: {file} is no readable picture: refused: expected at most")
+    ):
+        tiny_encoder.prepare(["fine", file])
+
+
+def test_a6_16_bit_pictures_are_seen_as_their_8_bit_copies(tiny_encoder):
+    grey = np.arange(96 * 96, dtype=np.uint32).reshape(96, 96) % 256
+    deep = tiny_encoder.processor.picture(Image.fromarray((grey * 257).astype(np.uint16)), "inputs[0]")
+    plain = tiny_encoder.processor.picture(Image.fromarray(grey.astype(np.uint8)), "inputs[0]")
+    assert torch.equal(deep.pixels, plain.pixels)
 
 
 def test_files_are_cached_until_they_change(own_encoder, tmp_path):
     file = tmp_path / "a.png"
     Image.new("RGB", (96, 96), "red").save(file)
-    first = own_encoder.processor.picture(file, 0).pixels
-    again = own_encoder.processor.picture(file, 0).pixels
+    first = own_encoder.processor.picture(file, "inputs[0]").pixels
+    again = own_encoder.processor.picture(file, "inputs[0]").pixels
     assert again is first
     Image.new("RGB", (64, 96), "blue").save(file)
-    changed = own_encoder.processor.picture(file, 0).pixels
+    changed = own_encoder.processor.picture(file, "inputs[0]").pixels
     assert not torch.equal(changed, first)

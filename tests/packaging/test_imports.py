@@ -17,7 +17,9 @@ PACKAGE = ROOT / "elva"
 LAYERS = {
     "files": 0,
     "intervals": 0,
+    "leftovers": 0,
     "locks": 0,
+    "pictures": 0,
     "progress": 0,
     "stopwatch": 0,
     "kernels": 0,
@@ -103,6 +105,14 @@ def test_operators_and_losses_import_only_torch_and_triton() -> None:
     low = [path for path in modules() if layer_of(path) in {"kernels", "ops", "losses"}]
     assert {layer_of(path) for path in low} == {"kernels", "ops", "losses"}
     assert [line for path in low for line in foreign(path, {"torch", "triton"})] == []
+
+
+def test_only_one_module_opens_pictures() -> None:
+    """So that every picture passes its list of formats and its limits."""
+    opening = {
+        path.relative_to(PACKAGE).as_posix() for path in modules() if "Image.open(" in path.read_text()
+    }
+    assert opening == {"pictures.py"}
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def trainer_on_vllm(tmp_path, **settings):
     trainer = make_trainer(encoder, tmp_path, use_vllm=True, **settings)
     engine = trainer.step.vllm.llm
     engine.pad = encoder.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    engine.tokens = lambda image: int(encoder.processor.picture(image, 0).grid.prod()) // 4
+    engine.tokens = lambda image: int(encoder.processor.picture(image, "inputs[0]").grid.prod()) // 4
     return trainer, engine
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ def convert(
     attributes' keys, in the order in which the questions go through them. ``pos_cand_list`` names every candidate
     of the query's local pool (in training: of the task's candidates) that satisfies it, ``neg_cand_list`` some that
     miss exactly one grain. ``split_by`` is ``"combinations"`` (no set of grain values of a test item occurs in
-    training, each single value does) or ``"items"``. ``out/catalog.json`` counts what was made. The same arguments
-    give the same files.
+    training, each single value does) or ``"items"``. ``out/catalog.json`` counts what was made, and what was
+    left out (copies of pictures) or read as missing ("nan"); a warning says so too. The same arguments give the same
+    files.
 
     The multi-grain test borrows training pictures as distractors. They stand in the global test pool too, where
     they may satisfy ordinary queries whose positives come from their own pool: evaluate locally.
@@ -62,6 +64,7 @@ def convert(
         raise ValueError(f"split_by is {split_by!r}, expected one of {', '.join(SPLIT_BY)}")
     with atomic_directory(out) as root:
         catalog = read_catalog(Path(items), grains, image_field, alt_image_field, text_field)
+        _warn(Path(items), catalog)
         parts = [Part(split, part) for split, part in split_items(catalog.items, split_by, seed).items()]
         with MBEIRWriter(root) as writer:
             summary = _write_tasks(
@@ -81,7 +84,8 @@ def _write_tasks(
     second_pictures: bool,
 ) -> dict[str, Any]:
     context = Context(Vocabulary(catalog.items, grains, catalog.list_keys), seed)
-    summary: dict[str, Any] = {
+    summary: dict[str, Any] = {"left_out": catalog.left_out, "read_as_missing": catalog.missing}
+    summary |= {
         part.split: {"items": len(part.items), "combinations": len({item.grains for item in part.items})}
         for part in parts
     }
@@ -130,6 +134,14 @@ def _copy_images(catalog: Catalog, root: Path) -> None:
             target = root / image_path(relative)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(catalog.folder / relative, target)
+
+
+def _warn(path: Path, catalog: Catalog) -> None:
+    """Say what the directory will lack."""
+    for kind, count in catalog.left_out.items():
+        warnings.warn(f"{path}: {kind} left out, copies of pictures of the catalogue: {count}", stacklevel=3)
+    for text, count in catalog.missing.items():
+        warnings.warn(f"{path}: {text!r} read as no value: {count} times", stacklevel=3)
 
 
 def _counts(task: TaskData) -> dict[str, int]:

@@ -11,6 +11,7 @@ from elva.data.catalog.items import Grains, Item
 from elva.data.catalog.sentences import STATEMENTS, Sentence, Vocabulary, short_text
 from elva.data.mbeir import Candidate, Query
 from elva.data.records import TASK_MODALITIES
+from elva.data.wording import comparable
 
 DATASET, DATASET_ID = "catalog", 30
 MULTI_GRAIN, MULTI_GRAIN_ID = "catalog_multigrain", 31
@@ -93,11 +94,12 @@ class Context:
         )
 
     def _candidate(self, text: str | None, image: str | None) -> Candidate:
-        if (text, image) not in self._candidates:
+        key = None if text is None else comparable(text), image
+        if key not in self._candidates:
             modality = "image,text" if text and image else "image" if image else "text"
             did = f"{DATASET_ID}:{len(self._candidates) + 1}"
-            self._candidates[text, image] = Candidate(did, text, image, modality)
-        return self._candidates[text, image]
+            self._candidates[key] = Candidate(did, text, image, modality)
+        return self._candidates[key]
 
 
 def image_path(relative: str) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from elva.data.catalog.items import Grains, Item, Value, spoken_key
 from elva.data.mbeir import Grain
+from elva.data.wording import comparable
 
 MAX_WORDS = 25
 MAX_TAGS = 6
@@ -93,7 +94,7 @@ class Vocabulary:
         self.keys = tuple(keys)
         self.list_keys = frozenset(list_keys)
         values = {value for item in items for value in item.grains}
-        self._uses = Counter(text.casefold() for _, text in values)
+        self._uses = Counter(comparable(text) for _, text in values)
 
     def phrase(self, grain: Value, rng: random.Random) -> Phrase:
         """The grain in words: its value, sometimes or (where unclear alone) always with its key."""
@@ -148,7 +149,9 @@ class Vocabulary:
 
     def _unclear(self, value: str) -> bool:
         return (
-            self._uses[value.casefold()] > 1 or value in ("yes", "no") or not re.search(r"[^\W\d_]{2}", value)
+            self._uses[comparable(value)] > 1
+            or value in ("yes", "no")
+            or not re.search(r"[^\W\d_]{2}", value)
         )
 
 

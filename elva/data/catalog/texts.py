@@ -12,6 +12,7 @@ from elva.data.catalog.index import GrainIndex
 from elva.data.catalog.items import Grains, Item
 from elva.data.catalog.sentences import CAPTIONS, STATEMENTS, Sentence, question, short_text
 from elva.data.mbeir import Candidate, Query
+from elva.data.wording import comparable
 
 MENTION_SHARE = 0.35
 NAME_CAPTIONS = {"train": 2, "val": 1, "test": 1}
@@ -62,12 +63,12 @@ def text_to_text(context: Context, part: Part) -> TaskData:
     queries = []
     for name, sentence, grains in asked:
         if name:
-            found = [text for position in named[name.casefold()] for text in true_of[position]]
+            found = [text for position in named[comparable(name)] for text in true_of[position]]
         else:
             found = [told[position] for position in part.index.satisfying(grains) if position in told]
             found += [statements[position].text for position in entailing.satisfying(grains)]
-        queries.append(context.query(1, [pool[text] for text in dict.fromkeys(found)], sentence=sentence))
-    return TaskData(DATASET, 1, queries, list(pool.values()))
+        queries.append(context.query(1, _distinct([pool[text] for text in found]), sentence=sentence))
+    return TaskData(DATASET, 1, queries, _distinct(list(pool.values())))
 
 
 def image_to_text(context: Context, part: Part) -> TaskData:
@@ -87,11 +88,11 @@ def image_to_text(context: Context, part: Part) -> TaskData:
     true_of = _true_of(part, captions)
     pool = {caption.text: context.text(caption.text) for caption in captions}
     queries = [
-        context.query(3, [pool[text] for text in dict.fromkeys(own[p] + true_of[p])], image=item.image)
+        context.query(3, _distinct([pool[text] for text in own[p] + true_of[p]]), image=item.image)
         for p, item in enumerate(part.items)
         if own[p]
     ]
-    return TaskData(DATASET, 3, queries, list(pool.values()))
+    return TaskData(DATASET, 3, queries, _distinct(list(pool.values())))
 
 
 def image_to_image(context: Context, part: Part, second_pictures: bool) -> TaskData:
@@ -165,13 +166,13 @@ def _true_of(part: Part, captions: Iterable[Caption]) -> list[list[str]]:
     named = _by_name(part)
     texts: dict[str, list[int]] = defaultdict(list)
     for position, item in enumerate(part.items):
-        texts[short_text(item.text)].append(position)
+        texts[comparable(short_text(item.text))].append(position)
     true_of: list[list[str]] = [[] for _ in part.items]
     for caption in captions:
         if caption.of_text:
-            positions = texts[caption.text]
+            positions = texts[comparable(caption.text)]
         elif caption.name:
-            positions = [p for p in named[caption.name.casefold()] if caption.grains <= part.items[p].grains]
+            positions = [p for p in named[comparable(caption.name)] if caption.grains <= part.items[p].grains]
         else:
             positions = part.index.satisfying(caption.grains)
         for position in positions:
@@ -182,12 +183,12 @@ def _true_of(part: Part, captions: Iterable[Caption]) -> list[list[str]]:
 def _by_name(part: Part) -> dict[str, list[int]]:
     positions: dict[str, list[int]] = defaultdict(list)
     for position, item in enumerate(part.items):
-        positions[item.name.casefold()].append(position)
+        positions[comparable(item.name)].append(position)
     return positions
 
 
 def _same_name(one: Item, other: Item) -> bool:
-    return bool(one.name) and one.name.casefold() == other.name.casefold()
+    return bool(one.name) and comparable(one.name) == comparable(other.name)
 
 
 def _of_key(grains: Grains, key: str) -> Grains:

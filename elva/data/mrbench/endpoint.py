@@ -197,15 +197,12 @@ def _headers() -> dict[str, str]:
 
 def _data_uri(path: Path) -> str:
     """The picture as JPEG, at most ``LONGEST_SIDE`` pixels wide and high."""
-    from PIL import Image
-
-    from elva.models.processing import to_rgb
+    from elva.pictures import PictureError, read_rgb
 
     buffer = io.BytesIO()
     try:
-        with Image.open(path) as image:
-            small = to_rgb(image)
-    except (OSError, ValueError) as error:
+        small = read_rgb(path)
+    except PictureError as error:
         raise JudgeFault(f"the picture cannot be read: {error}") from error
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     small.save(buffer, "JPEG", quality=90)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from elva.data.records import DataError
+from elva.pictures import PictureError, read_rgb
 
 SIDE = 224
 
@@ -15,9 +16,8 @@ SIDE = 224
 def open_picture(path: Path) -> Image.Image:
     """In RGB; DataError for a file that is no picture."""
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        return read_rgb(path)
+    except PictureError as error:
         raise DataError(f"{path}: cannot be read as a picture: {error}") from error
 
 

@@ -1,0 +1,104 @@
+"""What a catalogue's fields say: values as one speaks them, what stands for nothing, and what cannot be read."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from elva.data.records import DataError, described
+from elva.data.wording import comparable
+
+Value = tuple[str, str]
+"""One grain value: (key, value)."""
+Grains = frozenset[Value]
+
+MISSING = frozenset({"nan", "none", "null", "n/a", "<na>", "nat", "-", "--", "–", "—"})
+"""What tables write where there is nothing, in ``comparable``'s form."""
+
+
+class ValueReader:
+    """Reads fields of records; ``missing`` counts the texts that it took for nothing (``MISSING``).
+
+    Spellings that differ only in Unicode form, format characters, white space or case are one value: the first met.
+    """
+
+    def __init__(self) -> None:
+        self.missing: Counter[str] = Counter()
+        self._spelling: dict[Value, str] = {}
+
+    def grains(self, record: Mapping[str, Any], keys: Sequence[str], where: str) -> Grains:
+        """The values under ``keys``, each element of a list on its own; DataError for what is no text or number."""
+        values = []
+        for key in keys:
+            given = lookup(record, key)
+            for element in given if isinstance(given, list) else [given]:
+                text = self._spoken(element, f"{where}: {key}")
+                if text:
+                    values.append((key, self._spelling.setdefault((key, comparable(text)), text)))
+        return frozenset(values)
+
+    def line(self, given: object, where: str) -> str:
+        """A text (or number) with single spaces; empty where there is none; DataError for anything else."""
+        if given is None or isinstance(given, bool | list | Mapping):
+            if given is None:
+                return ""
+            raise DataError(f"{where} is {described(given)}, expected a text")
+        return " ".join(self._text(given, where).split())
+
+    def _spoken(self, value: object, where: str) -> str:
+        """A value as one says it, empty where it is missing."""
+        if value is None:
+            return ""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, list | Mapping):
+            raise DataError(f"{where} holds {described(value)}, expected a text, a number or a list of them")
+        return spoken_key(unicodedata.normalize("NFC", self._text(value, where)))
+
+    def _text(self, value: object, where: str) -> str:
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                return ""
+            return str(int(value) if value.is_integer() else value)
+        text = str(value).strip()
+        form = comparable(text)
+        if form in MISSING:
+            self.missing[form] += 1
+            return ""
+        if _is_written_list(text):
+            raise DataError(
+                f"{where} is {described(text)}, a list or object written as text; expected JSON's own"
+            )
+        return text if form else ""
+
+
+def lookup(record: Mapping[str, Any], key: str) -> object:
+    """What the item gives for a key: in its attributes, then in itself; keys in any Unicode form are the same."""
+    key = unicodedata.normalize("NFC", key)
+    for fields in (record.get("attributes") or {}, record):
+        for name in fields:
+            if unicodedata.normalize("NFC", name) == key:
+                return fields[name]
+    return None
+
+
+def spoken_key(key: str) -> str:
+    """Dashes and underscores between words as spaces, and single spaces."""
+    return " ".join(re.sub(r"(?<=\w)[-‐‑_]+(?=\w)|_+", " ", key).split())
+
+
+def _is_written_list(text: str) -> bool:
+    if text[:1] not in ("[", "{", "(") or text[-1:] not in ("]", "}", ")"):
+        return False
+    for parse in (ast.literal_eval, json.loads):
+        try:
+            return isinstance(parse(text), list | tuple | set | dict)
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+    return False

@@ -1,0 +1,78 @@
+"""The lines of a data directory's files, and what JSON they may hold: one rule for the check and every reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from elva.data.records import DataError
+
+MARK = b"\xef\xbb\xbf"
+MAX_DEPTH = 50
+"""Nesting that Python writes again from any depth of calls; no field of the layout needs more than three."""
+
+
+def numbered_lines(path: Path, pipes: bool = False) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, numbered from 1, without a byte order mark.
+
+    Raises OSError where the file cannot be read, or is none: a pipe would be waited for (unless ``pipes``).
+    """
+    if path.exists() and not path.is_file() and not pipes:
+        raise OSError(0, "not a regular file")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            content = line.removeprefix(MARK)
+            if content.strip():
+                yield number, content
+
+
+def parse_json_line(line: bytes) -> Any:
+    """The value of one line of a JSON-lines file; ValueError when it is not UTF-8 JSON that can be written again.
+
+    So neither half a surrogate pair nor a nesting deeper than ``MAX_DEPTH``.
+    """
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"malformed JSON: {error}") from error
+    if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+        raise ValueError(f"nested JSON: deeper than {MAX_DEPTH} lists and objects, expected a flat record")
+    if b"\\u" in line:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = error.object[error.start].encode("unicode_escape").decode()
+            raise ValueError(f"malformed text: {half} is half a surrogate pair, expected Unicode") from error
+    return value
+
+
+def read_json_lines(path: Path, shown: str, pipes: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield (``"shown:line"``, value) for each line of a JSON-lines file; blank lines are skipped.
+
+    ``pipes``: the user may name one, as ``<(zcat …)`` does. Raises DataError for a file that cannot be read and for the
+    first line that ``parse_json_line`` refuses.
+    """
+    try:
+        for number, line in numbered_lines(path, pipes):
+            where = f"{shown}:{number}"
+            try:
+                value = parse_json_line(line)
+            except ValueError as error:
+                raise DataError(f"{where}: -: {error}") from error
+            yield where, value
+    except OSError as error:
+        raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, list | dict)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return any(isinstance(inner, list | dict) for inner in level)

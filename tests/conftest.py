@@ -37,6 +37,30 @@ OPTIONAL = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-seconds",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="How long each file of tests/fuzz goes on.",
+    )
+
+
+@pytest.fixture
+def fuzz_seconds(request: pytest.FixtureRequest) -> float:
+    """How long the tests of one file of tests/fuzz may take together."""
+    return float(request.config.getoption("--fuzz-seconds"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A fuzzer that is asked to go on for an hour is not stuck.
+    seconds = config.getoption("--fuzz-seconds")
+    for item in items:
+        if "fuzz_seconds" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(300 + 2 * seconds))
+
+
 class Module(pytest.Module):
     """A file of tests; skipped, not an error, where an optional package that it imports is missing."""
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elva.ops.infonce import accumulation_dtype, inverse_norm
+from elva.ops.infonce import accumulation_dtype
+from elva.ops.norms import unit
 
 
 class Rows(NamedTuple):
@@ -62,12 +63,10 @@ def similarities(rows: Rows) -> Similarities:
     """Cosines of every row, accumulated in float32 (float64 for float64 input); 0 with a zero vector."""
     dtype = accumulation_dtype(rows.query, rows.positive, rows.negatives)
     with torch.autocast(rows.query.device.type, enabled=False):
-        query, positive, negatives = (t.to(dtype) for t in rows[:3])
-        query, positive = query * inverse_norm(query), positive * inverse_norm(positive)
-        scale = inverse_norm(negatives).squeeze(-1)
+        query, positive, negatives = (unit(t.to(dtype)) for t in rows[:3])
         with torch.no_grad():
-            between = _dot(positive, negatives) * scale
-        return Similarities((query * positive).sum(dim=-1), _dot(query, negatives) * scale, between)
+            between = _dot(positive, negatives)
+        return Similarities((query * positive).sum(dim=-1), _dot(query, negatives), between)
 
 
 def _dot(vectors: Tensor, candidates: Tensor) -> Tensor:

@@ -22,17 +22,11 @@ from elva.ops import library
 from elva.ops.infonce_blocks import Reduced, Scoring, Weights, reduce_scores, score_gradients
 from elva.ops.infonce_check import check_arguments, known_pairs, label_values
 from elva.ops.infonce_ids import excluded_codes
+from elva.ops.norms import in_range, inverse_norm, unit
 
 HALF = (torch.bfloat16, torch.float16)
 SCORE_BUDGET = 1 << 30
 """Bytes of scores that may be kept for the backward."""
-
-
-def inverse_norm(vectors: Tensor) -> Tensor:
-    """``1 / |x|`` over the last dimension (kept, size 1); 0 for a zero vector: its cosine and gradient are then 0."""
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    usable = norm > torch.finfo(norm.dtype).tiny
-    return torch.where(usable, 1 / torch.where(usable, norm, 1), 0)
 
 
 def accumulation_dtype(*tensors: Tensor) -> torch.dtype:
@@ -69,7 +63,7 @@ def infonce_reference(
     dtype = accumulation_dtype(query, keys)
     q, k = query.to(dtype), torch.where((negative | own).any(dim=0)[:, None], keys.to(dtype), 0)
     if similarity == "cosine":
-        q, k = q * inverse_norm(q), k * inverse_norm(k)
+        q, k = unit(q), unit(k)
     scores = (q @ k.T) / temperature
     masked = scores.masked_fill(~negative, -torch.inf)
     there = labels >= 0
@@ -164,7 +158,7 @@ def _forward(
     """Losses ``[B]`` and what the backward needs: the fields of `Reduced`."""
     labels = label_values(query, keys, labels, bidirectional)
     ids = (query_ids, key_ids, positive_pairs)
-    scoring = _scoring(query, keys, temperature, labels, mask, ids, similarity)
+    scoring, *_ = _scoring(query, keys, temperature, labels, mask, ids, similarity)
     reduced = reduce_scores(scoring, bidirectional, keep)
     zero = reduced.negatives.new_zeros(())
     loss = torch.logaddexp(reduced.negatives[:, None] - reduced.positive, zero).sum(1) / (labels >= 0).sum(1)
@@ -197,17 +191,16 @@ def _backward(
     labels = label_values(query, keys, labels, bidirectional)
     # Kept scores carry -inf where a key is no negative.
     ids = (query_ids, key_ids, positive_pairs) if scores.shape[0] == 0 else (None, None, None)
-    scoring = _scoring(query, keys, temperature, labels, mask, ids, similarity)
+    scoring, lengths = _scoring(query, keys, temperature, labels, mask, ids, similarity)
     weights = _weights(grad_loss, labels, Reduced(negatives, positive, columns, scores), bidirectional)
     grad_query, grad_keys, along = score_gradients(scoring, scores, weights, need_query, need_keys)
     along = along + torch.where(labels >= 0, weights.positive * positive, 0).sum(1)
     grad_temperature = (-along.sum() / temperature.to(along.dtype)).to(temperature.dtype)
-    if similarity == "cosine":
-        _remove_radial(grad_query, scoring.query, along)
+    if lengths is not None:
+        _remove_radial(grad_query, scoring.query, along, lengths[0])
         if need_keys:
-            _remove_radial(
-                grad_keys, scoring.keys, torch.linalg.vecdot(grad_keys, scoring.keys.to(along.dtype))
-            )
+            toward = torch.linalg.vecdot(grad_keys, scoring.keys.to(along.dtype))
+            _remove_radial(grad_keys, scoring.keys, toward, lengths[1])
     return grad_query.to(query.dtype), grad_keys.to(keys.dtype), grad_temperature.reshape(temperature.shape)
 
 
@@ -236,7 +229,8 @@ def _scoring(
     mask: Tensor | None,
     ids: tuple[Tensor | None, Tensor | None, Tensor | None],
     similarity: str,
-) -> Scoring:
+) -> tuple[Scoring, tuple[Tensor, Tensor] | None]:
+    """The scoring, and for cosines the powers of two with which query and keys stand in it."""
     dtype = accumulation_dtype(query, keys)
     if mask is not None:
         mask = mask.contiguous()
@@ -246,14 +240,18 @@ def _scoring(
     # A GPU multiplies half precision as it is, into float32; CPUs have no such product.
     if not (query.is_cuda and query.dtype == keys.dtype and query.dtype in HALF):
         query, keys = query.to(dtype), keys.to(dtype)
-    tau = temperature.to(dtype)
+    tau, lengths = temperature.to(dtype), None
     if similarity == "dot":
         scales = (1 / tau).expand(query.shape[0]).contiguous(), tau.new_ones(keys.shape[0])
     else:
-        scales = _inverse_norms(query, dtype) / tau, _inverse_norms(keys, dtype)
+        (query, of_query), (keys, of_keys) = in_range(query), in_range(keys)
+        scales, lengths = (
+            (_inverse_norms(query, dtype) / tau, _inverse_norms(keys, dtype)),
+            (of_query, of_keys),
+        )
     pairs = known_pairs(labels, keys.shape[0], *ids)
     codes = (None, None) if pairs is None else excluded_codes(*pairs, keys.shape[0])
-    return Scoring(query, keys, *scales, labels, mask, *codes)
+    return Scoring(query, keys, *scales, labels, mask, *codes), lengths
 
 
 def _named(labels: Tensor, count: int) -> Tensor:
@@ -266,11 +264,14 @@ def _inverse_norms(vectors: Tensor, dtype: torch.dtype) -> Tensor:
     return inverse_norm(vectors.to(dtype)).squeeze(1)
 
 
-def _remove_radial(grad: Tensor, vectors: Tensor, along: Tensor) -> None:
-    """Take out of a cosine's gradient what only changes a length; ``along`` = gradient · vector."""
+def _remove_radial(grad: Tensor, vectors: Tensor, along: Tensor, length: Tensor) -> None:
+    """Take out of a cosine's gradient what only changes a length; ``along`` = gradient · vector.
+
+    ``length``: the power of two in the vector, which comes into the gradient.
+    """
     if grad.numel():
         vectors = vectors.to(grad.dtype)
-        grad.addcmul_(vectors, inverse_norm(vectors).square() * along[:, None], value=-1)
+        grad.addcmul_(vectors, inverse_norm(vectors).square() * along[:, None], value=-1).mul_(length)
 
 
 def _fake(query: Tensor, keys: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from elva.ops import library
 from elva.ops.advantage import advantage
+from elva.ops.norms import in_range, inverse_norm
 from elva.ops.rank_reward_check import check_options, check_scale, check_tensors
 
 _OPTIONS = (
@@ -148,8 +149,10 @@ def rank_reward_reference(
     check_options(delta, gamma, alpha, epsilon, log_base)
     check_scale(scale_rewards)
     query, candidates, used = _gather(query, positive, negatives, mask)
+    (query, _), (candidates, _) = in_range(query), in_range(candidates)
     # One reduction over one tensor for positive and negatives alike, so that equal vectors give equal bits.
-    similarities = (query * candidates).sum(-1) * _inverse_norm(query) * _inverse_norm(candidates)
+    products = (query * candidates).sum(-1)
+    similarities = products * inverse_norm(query).squeeze(-1) * inverse_norm(candidates).squeeze(-1)
     rank, margin_weight, ranking_weight = _weights(
         similarities.detach(), used, delta, gamma, normalize_gamma, log_base, clamp_negative_weight
     )
@@ -175,13 +178,6 @@ def _gather(
         negatives = torch.where(used[..., 1:, None], negatives, 0.0)
     candidates = torch.cat([positive.to(dtype).expand(-1, groups, -1)[:, :, None], negatives], dim=2)
     return query.to(dtype)[:, :, None], candidates, used
-
-
-def _inverse_norm(vectors: Tensor) -> Tensor:
-    """1 / |v| over the last dimension, and 0 with gradient 0 for a zero vector."""
-    squared = (vectors * vectors).sum(-1)
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1.0).rsqrt(), 0.0)
 
 
 def _gap(similarities: Tensor, used: Tensor) -> Tensor:
@@ -287,11 +283,14 @@ def _composite_backward(
     weight = grad_similarities + (grad_margin + alpha * grad_total)[..., None] * margin_weight
     weight = weight + (grad_ranking + epsilon * grad_total)[..., None] * ranking_weight
     weight = torch.where(used, weight, 0.0)[..., None]
-    inverse_q, inverse_c = _inverse_norm(q)[..., None], _inverse_norm(candidates)[..., None]
+    (q, length_q), (candidates, length_c) = in_range(q), in_range(candidates)
+    inverse_q, inverse_c = inverse_norm(q), inverse_norm(candidates)
     unit_q, unit_c = q * inverse_q, candidates * inverse_c
     pull = weight * similarities[..., None]
-    grad_query = inverse_q * ((weight * unit_c).sum(2, keepdim=True) - pull.sum(2, keepdim=True) * unit_q)
-    grad_candidates = inverse_c * (weight * unit_q - pull * unit_c)
+    grad_query = (
+        length_q * inverse_q * ((weight * unit_c).sum(2, keepdim=True) - pull.sum(2, keepdim=True) * unit_q)
+    )
+    grad_candidates = length_c * inverse_c * (weight * unit_q - pull * unit_c)
     grad_positive = grad_candidates[:, :, 0].sum_to_size(positive.shape)
     grad_negatives = grad_candidates[:, :, 1:].sum_to_size(negatives.shape)
     gradients = (grad_query[:, :, 0], grad_positive, grad_negatives)

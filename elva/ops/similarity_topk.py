@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from elva.ops import library
+from elva.ops.norms import unit
 from elva.ops.similarity_topk_check import as_blocks, check_arguments
 
 MAX_K = 1024
@@ -240,13 +241,8 @@ def _merge(
 
 def _scores(query: Tensor, keys: Tensor, cosine: bool) -> Tensor:
     if cosine:
-        query, keys = _unit(query), _unit(keys)
+        query, keys = unit(query), unit(keys)
     return query @ keys.T
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors * torch.where(norm > 0, 1 / norm, 0)
 
 
 def _triton(*arguments: Any) -> None:

@@ -10,6 +10,7 @@ import triton
 from torch import Tensor
 
 from elva.kernels.similarity_topk import merge_kernel
+from elva.ops.norms import in_range
 
 TILE = 8192
 """Keys per product: with 1,024 queries its scores (32 MB) are read again from the second-level cache."""
@@ -33,7 +34,11 @@ def update(
     """Bring values and indices [Q,k] up to date with a block of keys; arguments as the operator's."""
     count, k = values.shape
     block = triton.next_power_of_2(max(k, 16))
-    query_scale = _inverse_norm(query) if cosine else values
+    query_scale = values
+    if cosine:
+        # Short queries make products that fit wherever the keys do.
+        query, _ = in_range(query)
+        query_scale = _inverse_norm(query)
     for start in range(0, keys.shape[0], TILE):
         tile = keys[start : start + TILE]
         key_scale = _inverse_norm(tile) if cosine else values
@@ -70,5 +75,6 @@ def _product(query: Tensor, keys: Tensor) -> Tensor:
 
 
 def _inverse_norm(vectors: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32)
-    return torch.where(norm > 0, 1 / norm, 0)
+    # float64 holds every square of float32; to scale the keys first (elva/ops/norms.py) would be a copy of them.
+    norm = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    return torch.where(norm >= torch.finfo(torch.float32).tiny, 1 / norm, 0).float()

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "huge_pages.h"
+#include "norms.h"
 #include "reward.h"
 #include "tensors.h"
 #include "vector.h"
@@ -27,12 +28,6 @@ constexpr int64_t kBlock = 64;         // candidates per task
 constexpr int64_t kTaskSize = 1 << 15;  // multiply-adds below which a task is not worth a thread
 
 int64_t grain(int64_t work) { return std::max<int64_t>(1, kTaskSize / std::max<int64_t>(1, work)); }
-
-template <typename A>
-A inverse_norm(const A* vector, int64_t dim) {
-  const A squared = dot(vector, vector, dim);
-  return squared > 0 ? 1 / std::sqrt(squared) : A(0);
-}
 
 // Positives (count 1) or negatives: [B, groups, count, D], where `groups` is 1 or the number of rollouts G.
 template <typename T>
@@ -56,19 +51,23 @@ struct Mask {
   }
 };
 
-// Queries [B, G, D] in the accumulation type, with their inverse norms [B, G].
+// Queries [B, G, D] in the accumulation type, scaled where they need it, with their inverse norms and scales [B, G].
 template <typename A>
 struct Queries {
   int64_t batch, rollouts, dim;
-  std::vector<A> values, inverse;
+  std::vector<A> values, inverse, scale;
 
   template <typename T>
   Queries(const T* data, int64_t stride_b, int64_t stride_g, int64_t batch, int64_t rollouts, int64_t dim)
-      : batch(batch), rollouts(rollouts), dim(dim), values(batch * rollouts * dim), inverse(batch * rollouts) {
+      : batch(batch), rollouts(rollouts), dim(dim), values(batch * rollouts * dim), inverse(batch * rollouts),
+        scale(batch * rollouts) {
     for (int64_t row = 0; row < batch * rollouts; ++row) {
       const T* source = data + row / rollouts * stride_b + row % rollouts * stride_g;
-      std::copy(source, source + dim, values.data() + row * dim);
-      inverse[row] = inverse_norm(values.data() + row * dim, dim);
+      A* copy = values.data() + row * dim;
+      std::copy(source, source + dim, copy);
+      const A* place = copy;
+      const Length<A> length = length_of(place, copy, dim);
+      inverse[row] = length.inverse, scale[row] = length.scale;
     }
   }
   const A* row(int64_t index) const { return values.data() + index * dim; }
@@ -93,7 +92,7 @@ void similarities_of(const Candidates<T>& candidates, const Queries<A>& queries,
         if (!mask.used(b, rollout, column)) continue;
         if (!row) {
           row = widen(candidates.row(b, g, n), buffer.data(), queries.dim);
-          inverse = inverse_norm(row, queries.dim);
+          inverse = length_of(row, buffer.data(), queries.dim).inverse;
         }
         similarity = dot(queries.row(query), row, queries.dim) * queries.inverse[query] * inverse;
       }
@@ -121,14 +120,15 @@ std::vector<A> candidate_gradients(const Candidates<T>& candidates, const Querie
       const int64_t last = std::min(candidates.count, (block + 1) * kBlock);
       for (int64_t n = block * kBlock; n < last; ++n) {
         const A* row = nullptr;
-        A inverse = 0, pull = 0;
+        A inverse = 0, scale = 1, pull = 0;
         std::fill(gradient.begin(), gradient.end(), A(0));
         for (int64_t k = 0; k < sharers; ++k) {
           const int64_t query = b * queries.rollouts + g + k, cell = query * columns + candidates.first + n;
           if (!mask.used(b, g + k, candidates.first + n)) continue;
           if (!row) {
             row = widen(candidates.row(b, g, n), buffer.data(), dim);
-            inverse = inverse_norm(row, dim);
+            const Length<A> length = length_of(row, buffer.data(), dim);
+            inverse = length.inverse, scale = length.scale;
           }
           const A weight = weights[cell] * inverse;
           add_scaled(partial.data() + (task * sharers + k) * dim, weight * queries.inverse[query], row, dim);
@@ -136,6 +136,8 @@ std::vector<A> candidate_gradients(const Candidates<T>& candidates, const Querie
           pull += weight * inverse * similarities[cell];
         }
         if (row) add_scaled(gradient.data(), -pull, row, dim);
+        if (scale != 1)
+          for (A& value : gradient) value *= scale;
         narrow(gradient.data(), candidates.grad + (group * candidates.count + n) * dim, dim);
       }
     }
@@ -325,6 +327,7 @@ std::tuple<Tensor, Tensor, Tensor> rank_reward_backward(
         add_partial(from_positives, positives.groups, 1, queries, b, g, gradient.data());
         add_partial(from_others, others.groups, inputs.count, queries, b, g, gradient.data());
         add_scaled(gradient.data(), -pull[row] * queries.inverse[row] * queries.inverse[row], queries.row(row), dim);
+        for (A& value : gradient) value *= queries.scale[row];
         narrow(gradient.data(), out + row * dim, dim);
       }
     });

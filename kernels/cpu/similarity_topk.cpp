@@ -6,6 +6,7 @@
 //
 //     |q·k - q'·k'| <= |q - q'| |k| + |q'| |k - k'|      (q', k': rounded to bfloat16)
 //
+// At the ends of float32 a bound may itself overflow or vanish: then it is one that lets pass.
 // Whatever passes is scored again in float32, so that the result is that of float32.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "gemm.h"
+#include "norms.h"
 #include "tensors.h"
 #include "vector.h"
 
@@ -37,6 +39,8 @@ constexpr int64_t kScan = 64;      // scores compared before anything else is de
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // Scores in bfloat16 are themselves rounded (2^-9 of the score); sums in float32 lose far less than as much again.
 constexpr float kRoundedScore = 0x1p-8f;
+// More than products below float32's smallest normal number can add up to, which a library may take for 0.
+constexpr float kVanished = 0x1p-100f;
 
 struct Entry {
   float score;
@@ -93,6 +97,20 @@ ELVA_CLONES static float round_row(const float* row, uint16_t* rounded, int64_t 
   return lost;
 }
 
+struct Norms {
+  float row, lost;  // |x| and |x - x'|
+};
+
+// In double, which holds every square.
+static Norms exact_norms(const float* row, const uint16_t* rounded, int64_t size) {
+  double squared = 0, lost = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const double value = row[i], rest = value - from_bfloat16(rounded[i]);
+    squared += value * value, lost += rest * rest;
+  }
+  return {static_cast<float>(std::sqrt(squared)), static_cast<float>(std::sqrt(lost))};
+}
+
 // Bit i of the result: scores[i] > threshold.
 ELVA_CLONES static uint64_t above(const float* scores, int64_t size, float threshold) {
   uint64_t hits = 0;
@@ -102,6 +120,18 @@ ELVA_CLONES static uint64_t above(const float* scores, int64_t size, float thres
     if (!any) return 0;
   }
   for (int64_t i = 0; i < size; ++i) hits |= static_cast<uint64_t>(scores[i] > threshold) << i;
+  return hits;
+}
+
+// The same for bounds: one that is NaN, as infinity times 0 is, excludes nothing.
+ELVA_CLONES static uint64_t not_below(const float* bounds, int64_t size, float threshold) {
+  uint64_t hits = 0;
+  if (size == kScan) {
+    int any = 0;
+    for (int64_t i = 0; i < kScan; ++i) any |= !(bounds[i] <= threshold);
+    if (!any) return 0;
+  }
+  for (int64_t i = 0; i < size; ++i) hits |= static_cast<uint64_t>(!(bounds[i] <= threshold)) << i;
   return hits;
 }
 
@@ -116,9 +146,9 @@ ELVA_CLONES static uint64_t possibly_above(const uint16_t* scores, int64_t size,
   for (int64_t i = 0; i < size; ++i) {
     const float score = from_bfloat16(scores[i]);
     highest[i] = score + std::fabs(score) * kRoundedScore + bound.residual * bound.key_norm[i] +
-                 bound.norm * bound.key_residual[i];
+                 bound.norm * bound.key_residual[i] + kVanished;
   }
-  return above(highest, size, threshold);
+  return not_below(highest, size, threshold);
 }
 
 template <typename T>
@@ -129,8 +159,9 @@ void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim, bool
       const T* from = source + row * stride;
       for (int64_t i = 0; i < dim; ++i) to[i] = static_cast<float>(from[i]);
       if (!normalise) continue;
-      const float squared = dot(to, to, dim), scale = squared > 0 ? 1 / std::sqrt(squared) : 0.0f;
-      for (int64_t i = 0; i < dim; ++i) to[i] *= scale;
+      const float* place = to;
+      const float inverse = length_of(place, to, dim).inverse;
+      for (int64_t i = 0; i < dim; ++i) to[i] *= inverse;
     }
   });
 }
@@ -146,9 +177,11 @@ void round_rows(Rows& rows, const Tensor& buffer) {
     for (int64_t row = begin; row < end; ++row) {
       const float* values = rows.row(row);
       // A hundredth more than |x| is also above |x'|. Sums of D products in float32 lose at most D units of 2^-24.
-      rows.norm[row] = 1.01f * std::sqrt(dot(values, values, dim));
-      const float lost = 1.01f * std::sqrt(round_row(values, rounded + row * dim, dim)) +
-                         rows.norm[row] * static_cast<float>(dim) * 0x1p-24f;
+      const float squared = dot(values, values, dim);
+      Norms norms{std::sqrt(squared), std::sqrt(round_row(values, rounded + row * dim, dim))};
+      if (!(squared >= 0x1p-40f && squared <= 0x1p80f)) norms = exact_norms(values, rounded + row * dim, dim);
+      rows.norm[row] = 1.01f * norms.row;
+      const float lost = 1.01f * norms.lost + rows.norm[row] * static_cast<float>(dim) * 0x1p-24f;
       rows.residual[row] = std::isnan(lost) ? kInfinity : lost;  // infinities lose "infinity - infinity"
     }
   });

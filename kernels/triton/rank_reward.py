@@ -24,9 +24,28 @@ SIZES = (
 )
 
 
+# Squared norms between these need no scaling (elva/ops/norms.py).
+LEAST = tl.constexpr(2.0**-80)
+MOST = tl.constexpr(2.0**80)
+
+
 @triton.jit
 def _inverse(squared):
     return tl.where(squared > 0, 1.0 / tl.sqrt_rn(tl.where(squared > 0, squared, 1.0)), 0.0)
+
+
+@triton.jit
+def _out_of_range(squared):
+    """NaN as well."""
+    return ((squared >= LEAST) & (squared <= MOST)) == 0
+
+
+@triton.jit
+def _scale(largest):
+    """The power of two that brings `largest` to 1: 0 below the smallest normal number, 1 for what is not finite."""
+    bits = largest.to(tl.int32, bitcast=True) & 0x7F800000
+    power = (0x7F000000 - tl.minimum(bits, 0x7E800000)).to(tl.float32, bitcast=True)
+    return tl.where(bits == 0, 0.0, tl.where(bits == 0x7F800000, 1.0, power))
 
 
 @triton.jit
@@ -35,6 +54,50 @@ def _multiple(value, ALIGNED: tl.constexpr):
     if ALIGNED:
         value = value // 16 * 16
     return value
+
+
+@triton.jit
+def _candidates(rows_ptr, positive_ptr, is_negative, is_positive, d, inside):
+    """A block [BLOCK_C, BLOCK_D]; the positive goes through the negatives' sums, so that equal vectors tie exactly."""
+    c = tl.load(rows_ptr[:, None] + d[None, :], mask=is_negative[:, None] & inside[None, :], other=0.0)
+    p = tl.load(positive_ptr + d, mask=inside, other=0.0).to(tl.float32)
+    return tl.where(is_positive[:, None], p[None, :], c.to(tl.float32))
+
+
+@triton.jit
+def _sums(
+    query_ptr, positive_ptr, rows_ptr, is_negative, is_positive, dim, query_scale, scale,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Products with the candidates, their squared norms and the query's, of vectors times the scales."""
+    product = tl.zeros([BLOCK_C], tl.float32)
+    squared = tl.zeros([BLOCK_C], tl.float32)
+    query_squared = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        q = tl.load(query_ptr + d, mask=d < dim, other=0.0).to(tl.float32) * query_scale
+        c = _candidates(rows_ptr, positive_ptr, is_negative, is_positive, d, d < dim) * scale[:, None]
+        product += tl.sum(q[None, :] * c, axis=1)
+        squared += tl.sum(c * c, axis=1)
+        query_squared += q * q
+    return product, squared, tl.sum(query_squared, axis=0)
+
+
+@triton.jit
+def _scales(
+    query_ptr, positive_ptr, rows_ptr, is_negative, is_positive, dim,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of the query and of the candidates."""
+    query_largest = tl.zeros([BLOCK_D], tl.float32)
+    largest = tl.zeros([BLOCK_C], tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        q = tl.load(query_ptr + d, mask=d < dim, other=0.0).to(tl.float32)
+        c = _candidates(rows_ptr, positive_ptr, is_negative, is_positive, d, d < dim)
+        query_largest = tl.maximum(query_largest, tl.abs(q))
+        largest = tl.maximum(largest, tl.max(tl.abs(c), axis=1))
+    return _scale(tl.max(query_largest, axis=0)), _scale(largest)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -60,23 +123,20 @@ def similarities_kernel(
     negatives_ptr += _multiple(b * negatives_stride_b + g * negatives_stride_g, ALIGNED)
     rows_ptr = negatives_ptr + n * _multiple(negatives_stride_n, ALIGNED)
 
-    product = tl.zeros([BLOCK_C], tl.float32)
-    candidate_squared = tl.zeros([BLOCK_C], tl.float32)
-    query_squared = tl.zeros([BLOCK_D], tl.float32)
-    for start in range(0, dim, BLOCK_D):
-        d = start + tl.arange(0, BLOCK_D)
-        inside = d < dim
-        q = tl.load(query_ptr + d, mask=inside, other=0.0).to(tl.float32)
-        # The positive goes through the same sum as the negatives, so that equal vectors tie exactly.
-        c = tl.load(
-            rows_ptr[:, None] + d[None, :], mask=is_negative[:, None] & inside[None, :], other=0.0
-        ).to(tl.float32)
-        p = tl.load(positive_ptr + d, mask=inside, other=0.0).to(tl.float32)
-        c = tl.where(is_positive[:, None], p[None, :], c)
-        product += tl.sum(q[None, :] * c, axis=1)
-        candidate_squared += tl.sum(c * c, axis=1)
-        query_squared += q * q
-    similarity = product * _inverse(tl.sum(query_squared, axis=0)) * _inverse(candidate_squared)
+    ones = tl.full([BLOCK_C], 1.0, tl.float32)
+    product, squared, query_squared = _sums(
+        query_ptr, positive_ptr, rows_ptr, is_negative, is_positive, dim, 1.0, ones, BLOCK_C, BLOCK_D
+    )
+    candidate_out = (is_negative | is_positive) & _out_of_range(squared)
+    if _out_of_range(query_squared) | (tl.max(candidate_out.to(tl.int32), axis=0) > 0):
+        query_scale, scale = _scales(
+            query_ptr, positive_ptr, rows_ptr, is_negative, is_positive, dim, BLOCK_C, BLOCK_D
+        )
+        product, squared, query_squared = _sums(
+            query_ptr, positive_ptr, rows_ptr, is_negative, is_positive, dim, query_scale, scale,
+            BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+    similarity = product * _inverse(query_squared) * _inverse(squared)
     tl.store(similarities_ptr + row * columns + columns_here, similarity, mask=columns_here < columns)
 
 
@@ -102,7 +162,22 @@ def inverse_norms_kernel(
             tl.float32
         )
         squared += tl.sum(v * v, axis=1)
-    tl.store(inverse_ptr + row, _inverse(squared), mask=row < rows)
+    inverse = _inverse(squared)
+    if tl.max((used & _out_of_range(squared)).to(tl.int32), axis=0) > 0:
+        largest = tl.zeros([BLOCK_R], tl.float32)
+        for start in range(0, dim, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            v = tl.load(rows_ptr[:, None] + d[None, :], mask=used[:, None] & (d < dim)[None, :], other=0.0)
+            largest = tl.maximum(largest, tl.max(tl.abs(v.to(tl.float32)), axis=1))
+        scale = _scale(largest)
+        squared = tl.zeros([BLOCK_R], tl.float32)
+        for start in range(0, dim, BLOCK_D):
+            d = start + tl.arange(0, BLOCK_D)
+            v = tl.load(rows_ptr[:, None] + d[None, :], mask=used[:, None] & (d < dim)[None, :], other=0.0)
+            v = v.to(tl.float32) * scale[:, None]
+            squared += tl.sum(v * v, axis=1)
+        inverse = _inverse(squared) * scale
+    tl.store(inverse_ptr + row, inverse, mask=row < rows)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -87,7 +87,8 @@ class MultimodalEncoder:
         A PEFT adapter (``adapter_config.json``) beside or instead of the weights is merged into them. A tokenizer
         without ``[RET]`` gets one. ``read_config`` says what is read of how a retriever of others embeds.
         ``dtype`` None: the checkpoint's own. ``device`` None: a GPU if there is one. ``trust_remote_code``: run the
-        code that a checkpoint brings for its tokenizer or image processor; the model is always transformers' own.
+        code that a checkpoint brings for its configuration, tokenizer or image processor; the model is always
+        transformers' own.
         FileNotFoundError for a path without a directory; ValueError for another architecture, pooling or module
         behind it, weights that are missing, left over, of another shape or no floating-point numbers, or an adapter
         that does not fit.

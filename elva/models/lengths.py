@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 TOKENS = 32768
-"""A forward takes at most so many tokens, padding included, and one input at least: a long text costs no more memory."""
+"""A forward takes at most so many tokens, padding included, one input at least: a long text costs no more memory."""
 PADDING = 1024
 """So many tokens of padding cost about as much as another forward."""
 

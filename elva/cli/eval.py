@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from elva.cli.errors import Debug, one_line
+
 if TYPE_CHECKING:
     from elva.evaluation.mrbench import MRBench
     from elva.evaluation.results import Results
@@ -50,11 +52,10 @@ def evaluate_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write results.json and report.html here.")
     ] = None,
+    debug: Debug = False,
 ) -> None:
     """Hit rate, recall, MRR and nDCG per task; multi-grain hits, grain distance and grains named."""
     from contextlib import ExitStack
-
-    from safetensors import SafetensorError
 
     from elva.data.mbeir import MBEIRDirectory
     from elva.evaluation.embedding_store import StoredEncoder, model_digest
@@ -67,8 +68,7 @@ def evaluate_command(
     from elva.locks import lock_directory
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
-    held = ExitStack()
-    try:
+    with one_line("elva eval", debug), ExitStack() as held:
         if check:
             require_sound(data)
         directory = MBEIRDirectory(data)
@@ -119,11 +119,6 @@ def evaluate_command(
                     typer.echo(markdown(Path(model).name, results, measured))
                     for path in write_mrbench(out, Path(model).name, results, measured):
                         typer.echo(f"wrote {path}")
-    except (ValueError, OSError, SafetensorError) as error:
-        typer.echo(f"elva eval: {error}", err=True)
-        raise typer.Exit(2) from error
-    finally:
-        held.close()
 
 
 def load_encoder(model: str) -> MultimodalEncoder:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from elva.cli.errors import Debug, one_line
+
 app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
@@ -23,14 +25,12 @@ DryRun = Annotated[
 
 
 def _train(
-    stage: str, config: Path | None, model: str | None, overrides: list[str] | None, dry: bool
+    stage: str, config: Path | None, model: str | None, overrides: list[str] | None, dry: bool, debug: bool
 ) -> None:
-    from safetensors import SafetensorError
-
     from elva.training.config import load_config
 
     settings = [*(overrides or []), *([f"model={json.dumps(model)}"] if model else [])]
-    try:
+    with one_line(f"elva train {stage}", debug):
         loaded = load_config(stage, config, settings)
         if dry:
             from elva.training.dry_run import dry_run
@@ -41,38 +41,51 @@ def _train(
         from elva.training.run import run_stage
 
         typer.echo(str(run_stage(loaded)))
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
-        typer.echo(f"elva train {stage}: {error}", err=True)
-        raise typer.Exit(2) from error
 
 
 @app.command("base")
 def base(
-    config: Config = None, model: Model = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: Config = None,
+    model: Model = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
 ) -> None:
     """A small preset learns to caption: a stand-in for a pretrained MLLM."""
-    _train("base", config, model, overrides, dry_run)
+    _train("base", config, model, overrides, dry_run, debug)
 
 
 @app.command("text")
 def text(
-    config: Config = None, model: Model = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: Config = None,
+    model: Model = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
 ) -> None:
     """Stage 1: InfoNCE on text triplets."""
-    _train("text", config, model, overrides, dry_run)
+    _train("text", config, model, overrides, dry_run, debug)
 
 
 @app.command("instruct")
 def instruct(
-    config: Config = None, model: Model = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: Config = None,
+    model: Model = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
 ) -> None:
     """Stage 2: InfoNCE on M-BEIR with instructions."""
-    _train("instruct", config, model, overrides, dry_run)
+    _train("instruct", config, model, overrides, dry_run, debug)
 
 
 @app.command("rl")
 def rl(
-    config: Config = None, model: Model = None, overrides: Overrides = None, dry_run: DryRun = False
+    config: Config = None,
+    model: Model = None,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    debug: Debug = False,
 ) -> None:
     """Stage 3: ranking-driven reinforcement learning, on any retriever of the Qwen-VL families."""
-    _train("rl", config, model, overrides, dry_run)
+    _train("rl", config, model, overrides, dry_run, debug)

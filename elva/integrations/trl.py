@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elva.integrations.trl_messages import pictures_of, query_input
 from elva.losses import elva_reward
 
 
@@ -29,17 +30,20 @@ class ELVAReward:
         embed: the fixed embedder: a function from a list of n inputs to ``[n, D]`` (tensor or array), or an object with
             such an ``encode``, e.g. an :class:`elva.MultimodalEncoder` or a ``SentenceTransformer``. An input is a
             str, or ``{"text": …, "image": …}`` where the prompt holds a picture; candidates come as the columns hold
-            them.
+            them. For an embedder of pictures every str becomes ``{"text": …}``: what a policy writes, or a caption
+            such as "mug.jpg", is never taken for a picture's path. A picture is a PIL image, a path object or
+            ``{"image": …}``.
         alpha, epsilon, delta, gamma, normalize_gamma, clamp_negative_weight: as in :func:`elva.losses.elva_reward`.
 
     Called by the trainer with ``prompts`` and ``completions``, plain (str) or conversational (lists of messages), and
-    the data set's columns ``positive`` (an input a row) and ``negatives`` (a list of inputs a row, of any lengths).
+    the data set's columns ``positive`` (an input a row) and ``negatives`` (a list of inputs a row, of any lengths, also
+    none). The picture of a prompt stands in its message, or in the column ``image`` or ``images``, as in TRL.
     Returns a finite reward a row; None, which TRL leaves out, where ``positive`` is None.
 
     Raises:
         TypeError: ``embed`` is neither, a prompt or completion of another form, ``negatives`` holds no list.
-        ValueError: a column is missing or of another length, a prompt with several pictures, embeddings that are not
-            ``[n, D]``.
+        ValueError: a column is missing or of another length, a prompt with several pictures, with parts of other kinds,
+            or with more or fewer places for pictures than pictures; embeddings that are not ``[n, D]`` or not finite.
 
     Example:
         >>> table = {"a red cat": [1.0, 0.0], "a cat": [1.0, 0.0], "a dog": [0.0, 1.0]}
@@ -63,6 +67,7 @@ class ELVAReward:
             raise TypeError(
                 f"embed: {type(embed).__name__} given, expected a function or an object with encode()"
             )
+        self._texts_as_such = _reads_pictures(embed)
         self.__name__ = type(self).__name__  # TRL before 1.9 logs a reward by it
         self.options: dict[str, Any] = {
             "alpha": alpha,
@@ -88,33 +93,43 @@ class ELVAReward:
         rows = [row for row, own in enumerate(positive) if own is not None]
         rewards: list[float | None] = [None] * len(prompts)
         if rows:
-            queries = [_query(prompts[row], completions[row], row) for row in rows]
-            found = self._rewards(queries, [positive[row] for row in rows], [negatives[row] for row in rows])
+            pictures = pictures_of(columns, len(prompts))
+            queries = [query_input(prompts[row], completions[row], pictures[row], row) for row in rows]
+            found = self._rewards(
+                rows, queries, [positive[row] for row in rows], [negatives[row] for row in rows]
+            )
             for row, reward in zip(rows, found, strict=True):
                 rewards[row] = reward
         return rewards
 
     def _rewards(
-        self, queries: list[Any], positive: list[Any], negatives: list[Sequence[Any]]
+        self, rows: list[int], queries: list[Any], positive: list[Any], negatives: list[Sequence[Any]]
     ) -> list[float]:
         # The completions of one prompt share its candidates: each is embedded once.
         place: dict[Hashable, int] = {}
         inputs: list[Any] = []
+        names = [f"prompts[{row}] with its completion" for row in rows]
 
-        def index(value: Any) -> int:
+        def index(value: Any, name: str) -> int:
             key = value if isinstance(value, str) else id(value)
             if key not in place:
                 place[key] = len(inputs)
                 inputs.append(value)
+                names.append(name)
             return place[key]
 
-        own = [index(value) for value in positive]
-        others = [[index(value) for value in row] for row in negatives]
-        embeddings = self._embed(queries + inputs)
+        own = [index(value, f"positive[{row}]") for row, value in zip(rows, positive, strict=True)]
+        others = [
+            [index(value, f"negatives[{row}][{column}]") for column, value in enumerate(values)]
+            for row, values in zip(rows, negatives, strict=True)
+        ]
+        embeddings = self._embed(queries + inputs, names)
         query, candidates = embeddings[: len(queries)], embeddings[len(queries) :]
         width = max(map(len, others))
         padded = torch.tensor([row + [0] * (width - len(row)) for row in others], dtype=torch.long)
-        mask = torch.tensor([[column < len(row) for column in range(width)] for row in others])
+        mask = torch.tensor(
+            [[column < len(row) for column in range(width)] for row in others], dtype=torch.bool
+        )
         total = elva_reward(
             query,
             candidates[own],
@@ -125,14 +140,35 @@ class ELVAReward:
         return total.tolist()
 
     @torch.no_grad()
-    def _embed(self, inputs: list[Any]) -> Tensor:
+    def _embed(self, inputs: list[Any], names: list[str]) -> Tensor:
+        if self._texts_as_such:
+            inputs = [{"text": value} if isinstance(value, str) else value for value in inputs]
         embeddings = torch.as_tensor(self.embed(inputs))
         if embeddings.ndim != 2 or len(embeddings) != len(inputs):
             raise ValueError(
                 f"embed: an embedding of shape {list(embeddings.shape)} for {len(inputs)} inputs, "
                 f"expected [{len(inputs)}, D]"
             )
+        wrong = [
+            name
+            for name, finite in zip(names, embeddings.isfinite().all(-1).tolist(), strict=True)
+            if not finite
+        ]
+        if wrong:
+            raise ValueError(
+                f"embed: {len(wrong)} of {len(inputs)} embeddings are not finite, e.g. that of {wrong[0]}; expected "
+                "finite numbers"
+            )
         return embeddings
+
+
+def _reads_pictures(embed: Any) -> bool:
+    """Whether it takes a str that looks like a picture's path or address for the picture."""
+    from elva.models.encoder import MultimodalEncoder
+
+    owner = getattr(embed, "__self__", embed)
+    senses = set(getattr(owner, "modalities", None) or ())  # of a SentenceTransformer
+    return isinstance(owner, MultimodalEncoder) or not senses.isdisjoint({"image", "video", "audio"})
 
 
 def _check_columns(rows: int, **columns: Any) -> None:
@@ -148,35 +184,3 @@ def _check_columns(rows: int, **columns: Any) -> None:
             raise TypeError(
                 f"negatives[{row}]: {type(values).__name__} given, expected a list of inputs (it may be empty)"
             )
-
-
-def _query(prompt: Any, completion: Any, row: int) -> Any:
-    """Prompt and completion as one input of the embedder."""
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt + completion
-    texts: list[str] = []
-    images: list[Any] = []
-    for name, messages in (("prompts", prompt), ("completions", completion)):
-        if not isinstance(messages, list):
-            raise TypeError(
-                f"{name}[{row}]: {type(messages).__name__} given, expected a str or a list of messages "
-                "(prompts and completions of one form)"
-            )
-        for message in messages:
-            _read_message(message, texts, images)
-    if len(images) > 1:
-        raise ValueError(f"prompts[{row}]: {len(images)} pictures given, expected at most one")
-    text = "\n".join(texts)
-    return {"text": text, "image": images[0]} if images else text
-
-
-def _read_message(message: dict[str, Any], texts: list[str], images: list[Any]) -> None:
-    """Add what a message holds; the instructions to the policy itself (system) describe no query."""
-    if message.get("role") == "system":
-        return
-    content = message.get("content")
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or []:
-        if part.get("type") == "text":
-            texts.append(part["text"])
-        elif part.get("image") is not None:
-            images.append(part["image"])

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from elva.models import adapters
+from elva.models import adapters, foreign_code
 from elva.models.attention import resolve_attention
 from elva.models.config import EncoderConfig, read_config
 from elva.models.files import file_of
@@ -43,7 +43,7 @@ def load(
     _require_directory(name)
     base = adapters.base_of(name)
     weights = base or name
-    model_class = _model_class(weights)
+    model_class = model_class_of(weights)
     try:
         model_config = model_class.config_class.from_pretrained(weights)
     except Exception as error:  # transformers checks values where it first uses them
@@ -56,16 +56,22 @@ def load(
     model = adapters.load_weights(model_class, weights, attn_implementation=attention, dtype=dtype or "auto")
     # An adapter's own tokenizer may know tokens that its base does not.
     own = next((place for place in (name, weights) if file_of(place, "tokenizer_config.json")), weights)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
+    with foreign_code.refused(own):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
     if base is not None:
         model = adapters.merge(model, name, len(tokenizer))
     _require_rows(model, tokenizer, own)
-    image_processor = load_image_processor(weights, settings.image_backend, trust_remote_code)
+    with foreign_code.refused(weights):
+        image_processor = load_image_processor(weights, settings.image_backend, trust_remote_code)
     return Loaded(model.to(device).eval(), tokenizer, image_processor, settings)
 
 
-def _model_class(weights: str) -> Any:
-    """transformers' own class, so that no code of a checkpoint is asked for the model."""
+def model_class_of(weights: str) -> Any:
+    """transformers' own class for the directory or hub name, so that no code of a checkpoint is asked for the model.
+
+    Raises:
+        ValueError: another architecture. OSError: there is no such checkpoint.
+    """
     import transformers
 
     try:

@@ -20,8 +20,9 @@ from elva.models.batches import Batch
 from elva.models.checkpoint import load, register_ret
 from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_choice
 from elva.models.features import forward_inputs
-from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate
+from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate, special_ids
 from elva.models.head import Head, head_of
+from elva.models.lengths import longest_prompt, split_by_length
 from elva.models.packing import PackedBatch, pack
 from elva.models.processing import InputProcessor, image_backend, join_instructions, parse_inputs
 from elva.models.prompts import get_prompt
@@ -30,16 +31,6 @@ from elva.models.vision import FrozenVision
 from elva.models.vision_store import VisionStore
 from elva.progress import track
 from elva.stopwatch import Stopwatch
-
-BANNED_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 
 class MultimodalEncoder:
@@ -63,7 +54,8 @@ class MultimodalEncoder:
         self.stopwatch = Stopwatch()
         self._limit_pixels()
         self.ret_id = register_ret(model, tokenizer)
-        self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt))
+        limit = longest_prompt(self.base_model.config, self.config.max_summary_tokens)
+        self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt), limit)
         self._vision = FrozenVision(self.base_model.model, self.stopwatch)
 
     def _limit_pixels(self) -> None:
@@ -87,7 +79,8 @@ class MultimodalEncoder:
         A PEFT adapter (``adapter_config.json``) beside or instead of the weights is merged into them. A tokenizer
         without ``[RET]`` gets one. ``read_config`` says what is read of how a retriever of others embeds.
         ``dtype`` None: the checkpoint's own. ``device`` None: a GPU if there is one. ``trust_remote_code``: run the
-        code that a checkpoint brings for its tokenizer or image processor; the model is always transformers' own.
+        code that a checkpoint brings for its configuration, tokenizer or image processor; the model is always
+        transformers' own.
         FileNotFoundError for a path without a directory; ValueError for another architecture, pooling or module
         behind it, weights that are missing, left over, of another shape or no floating-point numbers, or an adapter
         that does not fit.
@@ -156,7 +149,9 @@ class MultimodalEncoder:
 
         An input is a str, a path of a picture, a PIL image or ``{"text": …, "image": …}``; ``instruction`` is
         joined in front of the text (one for all, or one each). ``mode`` and ``read`` default to ``config``.
-        Summaries are greedy. With ``return_summaries``: (embeddings, list of n str; "" in direct mode).
+        A text beyond what the model has positions for is cut at its end, with a warning. Long inputs among short ones
+        run apart from them; ``batch_size`` is the most that run together. Summaries are greedy.
+        With ``return_summaries``: (embeddings, list of n str; "" in direct mode).
         Errors name the input by its index.
         """
         mode, read = mode or self.config.mode, read or self.config.read
@@ -170,17 +165,22 @@ class MultimodalEncoder:
         # Alike lengths together, longest first: little padding, and a lack of memory shows at once.
         order = sorted(range(len(items)), key=lambda i: (items[i].image is None, -len(items[i].text or "")))
         chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        forwards = 1 if mode == "direct" else self.config.max_summary_tokens
         with evaluation_mode(self.base_model), torch.no_grad():
             for rows in track(chunks, "Encoding", total=len(chunks), show=show_progress):
-                batch = self.prepare([items[row] for row in rows])
-                if mode == "direct":
-                    full, _ = self.append(batch, [[] for _ in rows], ret=True)
-                    embeddings[rows] = self.read_embedding(self.hidden_states(full), full, read).cpu()
-                    continue
-                written = self.generate_summaries(batch)
-                embeddings[rows] = written.embeddings(read).cpu()
-                for row, ids in zip(rows, written.summaries, strict=True):
-                    summaries[row] = self.decode_summary(ids)
+                prepared = self.prepare([items[row] for row in rows])
+                parts = split_by_length(prepared["attention_mask"].sum(-1).tolist(), forwards)
+                for part in parts:
+                    batch = prepared if len(parts) == 1 else self.select(prepared, part)
+                    own = [rows[place] for place in part]
+                    if mode == "direct":
+                        full, _ = self.append(batch, [[] for _ in own], ret=True)
+                        embeddings[own] = self.read_embedding(self.hidden_states(full), full, read).cpu()
+                        continue
+                    written = self.generate_summaries(batch)
+                    embeddings[own] = written.embeddings(read).cpu()
+                    for row, ids in zip(own, written.summaries, strict=True):
+                        summaries[row] = self.decode_summary(ids)
         return (embeddings, summaries) if return_summaries else embeddings
 
     def encode_query(self, inputs: Sequence[Any], instruction: Any = None, **options: Any) -> Any:
@@ -320,11 +320,7 @@ class MultimodalEncoder:
             )
 
     def _special_ids(self) -> SpecialIds:
-        known = self.tokenizer.get_vocab()
-        stop = known["<|im_end|>"]
-        beyond = range(len(self.tokenizer), head_of(self.base_model).weight.shape[0])
-        banned = [known[token] for token in BANNED_TOKENS if token in known]
-        return SpecialIds(self.ret_id, (stop,), (*banned, *beyond))
+        return special_ids(self.tokenizer, self.ret_id, head_of(self.base_model).weight.shape[0])
 
     def decode_summary(self, ids: Sequence[int]) -> str:
         """The summary's text, without ``[RET]`` or other special tokens."""

@@ -14,6 +14,16 @@ from torch.nn import functional as F
 from elva.models.batches import Batch, rope_positions
 from elva.models.features import forward_inputs
 
+BANNED_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
 
 @dataclass(frozen=True)
 class SpecialIds:
@@ -22,6 +32,14 @@ class SpecialIds:
     ret: int
     stop: tuple[int, ...]
     banned: tuple[int, ...]
+
+
+def special_ids(tokenizer: Any, ret_id: int, rows: int) -> SpecialIds:
+    """Of a Qwen-VL ``tokenizer``; the head's ``rows`` beyond its tokens are never produced either."""
+    known = tokenizer.get_vocab()
+    beyond = range(len(tokenizer), rows)
+    banned = [known[token] for token in BANNED_TOKENS if token in known]
+    return SpecialIds(ret_id, (known["<|im_end|>"],), (*banned, *beyond))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,10 +172,13 @@ class InputProcessor:
     """Inputs → CPU batch (``elva.models.batches``): the prompt up to and including the assistant's header.
 
     ``tokenizer`` and ``image_processor`` are transformers'; the picture's placeholders number
-    grid_h · grid_w / merge_size².
+    grid_h · grid_w / merge_size². Texts that make a prompt longer than ``max_tokens`` are cut, with a warning.
     """
 
-    def __init__(self, tokenizer: Any, image_processor: Any, prompt: PromptTemplate) -> None:
+    def __init__(
+        self, tokenizer: Any, image_processor: Any, prompt: PromptTemplate, max_tokens: int | None = None
+    ) -> None:
+        self.max_tokens = max_tokens
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.prompt = prompt
@@ -218,10 +222,19 @@ class InputProcessor:
         bodies = self.tokenizer(
             [f"{text}\n" for text in texts], add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
-        return [
-            header + (start + [self.image_id] * size + end if size else []) + body + tail
-            for body, size in zip(bodies, image_tokens, strict=True)
-        ]
+        heads = [header + (start + [self.image_id] * size + end if size else []) for size in image_tokens]
+        rows = [head + body + tail for head, body in zip(heads, bodies, strict=True)]
+        longest = max(map(len, rows))
+        if self.max_tokens is None or longest <= self.max_tokens:
+            return rows
+        warnings.warn(
+            f"inputs: {sum(len(row) > self.max_tokens for row in rows)} of {len(rows)} are longer than the "
+            f"{self.max_tokens} tokens that the model has positions for (the longest has {longest}); their texts are "
+            "cut at the end",
+            stacklevel=2,
+        )
+        rooms = [max(self.max_tokens - len(head) - len(tail), 0) for head in heads]
+        return [head + body[:room] + tail for head, body, room in zip(heads, bodies, rooms, strict=True)]
 
     def _pad(self, rows: list[list[int]]) -> Batch:
         width = max(len(row) for row in rows)

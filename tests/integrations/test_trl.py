@@ -128,6 +128,108 @@ def test_rows_of_different_lengths_and_without_a_positive():
     assert reward(["ab"], ["c"], positive=[None], negatives=[[]]) == [None]
 
 
+def test_all_rows_without_negatives():
+    found = ELVAReward(table)(["ab", "ef"], ["cc", "ff"], positive=["abc", "eff"], negatives=[[], []])
+    for reward, (query, positive) in zip(found, [("abcc", "abc"), ("efff", "eff")], strict=True):
+        cosine = torch.nn.functional.cosine_similarity(*table([query, positive]).unsqueeze(1))
+        assert reward == pytest.approx(0.6 * float(cosine), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("ab", r"prompts\[0\] with its completion"), ("pos", r"positive\[1\]"), ("neg", r"negatives\[1\]\[0\]")],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_embedding_that_is_not_finite_is_named(text, name, value):
+    def embed(texts):
+        return torch.where(torch.tensor([[t == text] for t in texts]), value, table(texts))
+
+    columns = {"positive": ["x", "pos"], "negatives": [["y"], ["neg"]]}
+    with pytest.raises(ValueError, match=f"embed: 1 of 6 embeddings are not finite, e.g. that of {name};"):
+        ELVAReward(embed)(["a", "c"], ["b", "d"], **columns)
+
+
+def test_captions_and_completions_that_look_like_paths_are_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (48, 48), "red").save("mug.png")
+    encoder = tiny.create(CAPTIONS * 2)
+    columns = {"positive": ["mug.png"], "negatives": [["absent.jpg", {"image": "mug.png"}]]}
+    found = ELVAReward(encoder)(["a mug:"], ["mug.png"], **columns)
+    inputs = [{"text": text} for text in ("a mug:mug.png", "mug.png", "absent.jpg")]
+    query, own, *negatives = encoder.encode([*inputs, {"image": "mug.png"}])
+    assert found == pytest.approx([float(elva_reward(query, own, torch.stack(negatives)))], abs=1e-5)
+    assert ELVAReward(encoder.encode)(["a mug:"], ["mug.png"], **columns) == pytest.approx(found, abs=1e-5)
+
+    class Sentences:
+        modalities = ("text", "image")
+
+        def encode(self, inputs):
+            assert all(isinstance(value, dict) for value in inputs)
+            return table([value.get("text", "") for value in inputs])
+
+    assert ELVAReward(Sentences())(["a"], ["b"], **columns)[0] is not None
+
+
+PLACE = {"type": "image", "image": None, "text": None}
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+@pytest.mark.parametrize(
+    "content", [[PLACE, {"type": "text", "text": "a red", "image": None}], "a red"], ids=["place", "text"]
+)
+def test_a_picture_that_stands_in_a_column_is_the_prompts(column, content):
+    red, blue = (Image.new("RGB", (48, 48), colour) for colour in ("red", "blue"))
+    seen = []
+
+    def embed(inputs):
+        seen.extend(inputs)
+        return torch.rand(len(inputs), 3)
+
+    pictures = [red, blue] if column == "image" else [[red], [blue]]
+    prompts = [[{"role": "user", "content": content}]] * 2
+    written = [[{"role": "assistant", "content": "cat"}]] * 2
+    ELVAReward(embed)(prompts, written, positive=["x", "y"], negatives=[[], []], **{column: pictures})
+    assert seen[:2] == [{"text": "a red\ncat", "image": red}, {"text": "a red\ncat", "image": blue}]
+
+
+def test_a_picture_already_in_the_message_is_not_taken_twice():
+    red = Image.new("RGB", (48, 48), "red")
+    seen = []
+
+    def embed(inputs):
+        seen.extend(inputs)
+        return torch.rand(len(inputs), 3)
+
+    prompt = [{"role": "user", "content": [{"type": "image", "image": red}]}]
+    ELVAReward(embed)([prompt], [[]], positive=["x"], negatives=[[]], images=[[red]])
+    assert seen[0] == {"text": "", "image": red}
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        (
+            [PLACE],
+            {},
+            "1 places for pictures and 0 pictures in the columns image and images, expected one for each",
+        ),
+        ([PLACE], {"images": [["a", "b"]]}, "1 places for pictures and 2 pictures in the columns"),
+        ([PLACE] * 2, {"images": [["a", "b"]]}, "2 pictures given, expected at most one"),
+        (
+            [{"type": "image_url", "image_url": "x"}],
+            {},
+            "a part of type 'image_url' with type, image_url given",
+        ),
+        ([{"type": "image", "url": "http://x"}], {}, "a part of type 'image' with type, url given"),
+        ([PLACE], {"image": ["a", "b"]}, "image: 2 rows given, expected 1"),
+    ],
+)
+def test_pictures_that_cannot_be_placed_are_named(content, columns, message):
+    prompt = [{"role": "user", "content": content}]
+    with pytest.raises(ValueError, match=message):
+        ELVAReward(table)([prompt], [[]], positive=["x"], negatives=[["y"]], **columns)
+
+
 def test_a_candidate_is_embedded_once():
     seen = []
 

@@ -104,7 +104,8 @@ def test_a2_two_runs_do_not_share_an_output(mini_scenes, untrained_model, tmp_pa
     with lock_directory(output):
         with pytest.raises(LockedError, match="run is being written by this process already"):
             run_stage(small_text_run(untrained_model, mini_scenes, output))
-    assert list(output.iterdir()) == []
+        assert [path.name for path in output.iterdir()] == [".lock"]
+    assert not output.exists()
 
 
 def test_a2_processes_that_do_not_see_each_other_are_refused(

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # File systems without locks (some network and FUSE mounts): what is written there is not protected, as before.
@@ -23,18 +23,25 @@ class LockedError(OSError):
 
 @contextmanager
 def lock_directory(directory: str | Path) -> Iterator[None]:
-    """Hold ``directory``, which is made where it is absent, by a file ``.lock`` in it. Raises LockedError."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory.resolve() / ".lock", directory):
-        yield
+    """Hold ``directory`` by a file ``.lock`` in it. Raises LockedError.
+
+    It is made where it is absent, and removed again where it has stayed empty.
+    """
+    resolved = Path(directory).resolve()
+    absent = not resolved.exists()
+    try:
+        with _lock(resolved / ".lock", Path(directory)):
+            yield
+    finally:
+        if absent:
+            with suppress(OSError):
+                resolved.rmdir()
 
 
 @contextmanager
 def lock_name(target: str | Path) -> Iterator[None]:
     """Hold a name that will appear by a move, by a file ``.{name}.lock`` beside it. Raises LockedError."""
     resolved = Path(target).resolve()
-    resolved.parent.mkdir(parents=True, exist_ok=True)
     with _lock(resolved.with_name(f".{resolved.name}.lock"), Path(target)):
         yield
 
@@ -59,7 +66,11 @@ def _lock(path: Path, shown: Path) -> Iterator[None]:
 
 def _acquire(path: Path, shown: Path) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # its last holder has just removed the empty directory
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

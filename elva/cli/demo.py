@@ -25,13 +25,15 @@ def demo_command(
     from rich.console import Console
 
     from elva.data.mbeir import DataError
+    from elva.locks import lock_directory
     from elva.training.config import ConfigError
 
     # rich takes 80 columns where there is no terminal: too few for the table
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        _demo(console, data, out, settings, range(seed, seed + seeds), overrides)
-    except (ConfigError, DataError, FileNotFoundError, FileExistsError) as error:
+        with lock_directory(out):
+            _demo(console, data, out, settings, range(seed, seed + seeds), overrides)
+    except (ConfigError, DataError, OSError) as error:
         typer.echo(f"elva demo: {error}", err=True)
         raise typer.Exit(2) from error
 

@@ -195,9 +195,10 @@ def load_config(
     values: Any = {}
     if file is not None:
         try:
-            values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--config {file}: {error}") from error
+        values = _yaml(text, f"--config {file}") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"--config {file}: got a {type(values).__name__}, expected a mapping of settings")
     for override in overrides or []:
@@ -227,16 +228,27 @@ def set_override(values: dict[str, Any], override: str) -> None:
     """Apply one `key.sub=value` (the value is YAML) to nested settings, in place. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override}: expected key=value")
+        raise ConfigError(f"--set {_short(override)}: expected key=value")
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: {parent} is no group of settings")
+            raise ConfigError(f"--set {_short(override)}: {_short(parent)} is no group of settings")
+    values[last] = _yaml(text, f"--set {_short(override)}")
+
+
+def _yaml(text: str, name: str) -> Any:
+    """ConfigError, in one line, for what is no YAML or no value (a number of thousands of digits, a 13th month)."""
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: {error}") from error
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{name}: so many brackets in each other are no settings") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{name}: {_short(' '.join(str(error).split()), 300)}") from error
+
+
+def _short(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _coerce(expected: Any, value: Any, name: str) -> Any:

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from elva.files import atomic_directory, atomic_file
 from elva.locks import lock_directory
@@ -24,6 +28,7 @@ from elva.training.config import (
     StageConfig,
     TextConfig,
 )
+from elva.training.disk import writing
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
 from elva.training.idle import refuse_idle_settings, refuse_lonely_batches, require_trained
 from elva.training.resume import (
@@ -81,13 +86,13 @@ def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Pat
     first, processes = arguments.process_index == 0, arguments.world_size * max(1, arguments.n_gpu)
     if checkpoint := whole_checkpoint(output, arguments.world_size, remove=first):
         same_processes(output, processes)
-    elif first:
-        write_record(config, output, processes)
     refuse_idle_settings(config, arguments)
     trainer = _seeded_trainer(config, arguments)
     refuse_lonely_batches(config, trainer)
     if trainer.is_fsdp_enabled:
         refuse_unless_contrastive(config)
+    if first and checkpoint is None:
+        write_record(config, output, processes)
     trainer.train(resume_from_checkpoint=checkpoint)
     _finish(trainer, config, output, model)
     trainer.accelerator.wait_for_everyone()  # the first process alone writes the model
@@ -129,12 +134,26 @@ def _arguments(config: StageConfig) -> TrainingArguments:
         arguments = TrainingArguments(**settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"trainer: {error}") from error
+    _require_reporters(arguments)
     if arguments.world_size < launched:
         raise ConfigError(
             f"trainer.use_cpu: the launcher started {launched} processes, and the trainer sees "
             f"{arguments.world_size}: each would train alone; start one process, or set trainer.use_cpu=true"
         )
     return arguments
+
+
+def _require_reporters(arguments: TrainingArguments) -> None:
+    available = get_available_reporting_integrations()
+    for name in arguments.report_to or ():
+        try:
+            get_reporting_integration_callbacks([name])
+        except ValueError as error:
+            raise ConfigError(f"trainer.report_to: {error}") from error
+        if name not in available:
+            raise ConfigError(
+                f"trainer.report_to: {name} is not installed; expected one of {', '.join(available)}, or none"
+            )
 
 
 def _trainer(config: StageConfig, arguments: TrainingArguments) -> StageTrainer:
@@ -204,6 +223,6 @@ def _finish(trainer: StageTrainer, config: StageConfig, output: Path, model: Pat
         temporary.write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
     require_trained(trainer.state.global_step, encoder.model.named_parameters())
     encoder.merge_adapter()
-    with atomic_directory(model) as temporary:
+    with writing(output), atomic_directory(model) as temporary:
         encoder.save_pretrained(temporary)
         require_whole(temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from elva.models.adapters import read_adapter, require_adapter
+from elva.training.disk import writing
 from elva.training.losses_so_far import LossesSoFar
 
 if TYPE_CHECKING:
@@ -213,7 +215,8 @@ class StageTrainer(Trainer):
         recorded = {name: [float(value) for value in values] for name, values in self._recorded.items()}
         kept: Any = self.state.stateful_callbacks
         kept[FIGURES] = {"losses": self.losses.to_json(), "recorded": recorded}
-        super()._save_checkpoint(*arguments, **options)
+        with writing(Path(str(self.args.output_dir))):
+            super()._save_checkpoint(*arguments, **options)
 
     def _mean_over_processes(self, value: float) -> float:
         if self.args.world_size == 1:

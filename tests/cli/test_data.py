@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from elva.cli.data import app
 from elva.data import Candidate, MBEIRWriter, Query
+from elva.locks import lock_directory, lock_name
 
 runner = CliRunner()
 
@@ -149,3 +150,18 @@ def test_an_existing_output_is_an_error_in_one_line(directory: Path, monkeypatch
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "exists already" in result.stderr
+
+
+def test_a2_an_output_in_use_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with lock_name(out):
+        result = runner.invoke(app, ["scenes", "--out", str(out), "--size", "20"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {out} is being written by ")
+    (tmp_path / "source").mkdir()
+    with lock_directory(out):
+        result = runner.invoke(
+            app, ["unseen", "urban1k", "--source", str(tmp_path / "source"), "--out", str(out)]
+        )
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {out} is being written by ")

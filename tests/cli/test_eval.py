@@ -14,6 +14,7 @@ from elva.cli import eval as command
 from elva.data.mbeir import Candidate, Grain, Query
 from elva.data.writer import MBEIRWriter
 from elva.evaluation.results import Results
+from elva.locks import lock_directory
 
 
 class BrightnessEncoder:
@@ -224,3 +225,13 @@ def test_command_is_light_to_import() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a2_an_output_in_use_is_refused(data: Path, tmp_path: Path, encoder: BrightnessEncoder) -> None:
+    with lock_directory(tmp_path / "out"):
+        result = run("m", "--data", data, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.strip().startswith(f"elva eval: {tmp_path / 'out'} is being written by ")
+    assert not (tmp_path / "out").exists()
+    assert run("m", "--data", data, "--out", tmp_path / "out").exit_code == 0
+    assert not (tmp_path / "out" / ".lock").exists()

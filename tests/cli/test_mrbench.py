@@ -20,6 +20,7 @@ from elva.data.check import check
 from elva.data.mbeir import Candidate, Query
 from elva.data.writer import MBEIRWriter
 from elva.evaluation.results import Results
+from elva.locks import lock_name
 
 
 @pytest.fixture
@@ -121,3 +122,13 @@ def test_build_and_review_import_neither_torch_nor_transformers() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
+
+
+def test_a2_a_build_in_progress_is_not_joined(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "built"
+    arguments = ("mrbench", "build", "--data", source, "--judge", "rules", "--out", out, "--per-task", 2)
+    with lock_name(tmp_path / "built.answers.jsonl"):
+        result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.output.startswith(f"elva mrbench build: {out}.answers.jsonl is being written by ")
+    assert run(*arguments).exit_code == 0

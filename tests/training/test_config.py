@@ -61,3 +61,31 @@ def test_unreadable_files(tmp_path):
         load_config("rl", bad)
     with pytest.raises(ConfigError, match="expected one of base, text, instruct, rl"):
         load_config("sft")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "lora=" + "[" * 5000,
+        "lora=" + "{a: " * 3000,
+        "seed=" + "9" * 5000,
+        "seed=2026-13-45",
+        "seed={",
+        "lora={r: [}",
+        "x" * 9000,
+        "model=" + "m" * 9000 + ": : [",
+        "lora={[1]: 2}",
+        "seed=!!python/object/apply:os.system ['true']",
+    ],
+)
+def test_c33_values_that_are_none_are_one_short_line(override, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_config("text", overrides=[*NEEDED, override])
+    assert str(caught.value).startswith(f"--set {override[:20]}") and len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+    name, separator, value = override.partition("=")
+    if separator:
+        (tmp_path / "c.yaml").write_text(f"{name}: {value}\n")
+        with pytest.raises(ConfigError, match=r"--config .*c.yaml: ") as caught:
+            load_config("text", tmp_path / "c.yaml")
+        assert "\n" not in str(caught.value)

@@ -40,12 +40,19 @@ def parse_json_line(line: bytes) -> Any:
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"nested JSON: deeper than {MAX_DEPTH} lists and objects, expected a flat record")
     if b"\\u" in line:
-        try:
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            half = error.object[error.start].encode("unicode_escape").decode()
-            raise ValueError(f"malformed text: {half} is half a surrogate pair, expected Unicode") from error
+        json_line(value)
     return value
+
+
+def json_line(value: Any) -> str:
+    """The value as one line; ValueError where a text of it cannot be written."""
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = line[error.start].encode("unicode_escape").decode()
+        raise ValueError(f"malformed text: {half} is half a surrogate pair, expected Unicode") from error
+    return f"{line}\n"
 
 
 def read_json_lines(path: Path, shown: str, pipes: bool = False) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from elva.data.instructions import COLUMNS, InstructionRow
+from elva.data.lines import json_line
 from elva.data.mbeir import (
     INSTRUCTIONS,
     SPLITS,
@@ -23,7 +23,7 @@ from elva.data.mbeir import (
     qrels_file,
     query_file,
 )
-from elva.data.records import candidate_problems, query_problems
+from elva.data.records import candidate_problems, query_problems, shortened
 from elva.files import atomic_file
 from elva.leftovers import remove_abandoned
 
@@ -112,7 +112,9 @@ class MBEIRWriter:
         if image_format is None:
             raise DataError(f"{relative}: suffix {path.suffix!r}, expected one of {', '.join(IMAGE_FORMATS)}")
         if image_format == "JPEG" and image.mode != "RGB":
-            image = image.convert("RGB")
+            from elva.pictures import to_rgb
+
+            image = to_rgb(image)
         # PNG's default effort takes longer than drawing the picture, for a tenth less disk
         effort = {"compress_level": 1} if image_format == "PNG" else {}
         with atomic_file(self.root / path) as temporary:
@@ -145,15 +147,18 @@ class MBEIRWriter:
 
     def _add_to_pool(self, pool: str, did: str, record: dict[str, Any]) -> None:
         known = self._candidates.setdefault(pool, {})
-        line = json.dumps(record, ensure_ascii=False)
+        line = _line(record, pool, did)
         if did not in known:
             known[did] = line
-            self._file(pool).write(line + "\n")
+            self._file(pool).write(line)
         elif known[did] != line:
-            raise DataError(f"{pool}: {did}: did used for two different candidates: {known[did]} and {line}")
+            raise DataError(
+                f"{pool}: {did}: did used for two different candidates: "
+                f"{shortened(known[did].strip(), 300)} and {shortened(line.strip(), 300)}"
+            )
 
     def _write(self, relative: str, record: dict[str, Any]) -> None:
-        self._file(relative).write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file(relative).write(_line(record, relative, record["qid"]))
 
     def _file(self, relative: str) -> IO[str]:
         if relative not in self._files:
@@ -169,7 +174,14 @@ def _check_split(split: str) -> None:
 
 def _refuse(problems: list[str], target: str, identifier: str) -> None:
     if problems:
-        raise DataError(f"{target}: {identifier}: {problems[0]}")
+        raise DataError(f"{target}: {shortened(identifier)}: {problems[0]}")
+
+
+def _line(record: dict[str, Any], target: str, identifier: str) -> str:
+    try:
+        return json_line(record)
+    except ValueError as error:
+        raise DataError(f"{target}: {shortened(identifier)}: {error}") from error
 
 
 def _is_cell(prompt: str) -> bool:

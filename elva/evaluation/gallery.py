@@ -18,7 +18,7 @@ from elva.evaluation.inputs import CandidateEmbeddings, Inputs
 from elva.evaluation.ranks import positive_ranks
 from elva.evaluation.retrieval import positions, relevant_dids, select_tasks
 from elva.ops import similarity_topk
-from elva.pictures import ALPHA_MODES, open_picture, to_rgb
+from elva.pictures import ALPHA_MODES, PictureError, open_picture, to_rgb
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -132,10 +132,16 @@ def _item(
 
 
 def thumbnail(path: Path) -> str:
-    """A picture as a data URI, at most ``THUMBNAIL`` pixels wide and high (PNG where it is transparent, else JPEG)."""
-    with open_picture(path) as image:
-        transparent = image.mode in (*ALPHA_MODES, "P")
-        small = image.convert("RGBA") if transparent else to_rgb(image)
+    """A picture as a data URI, at most ``THUMBNAIL`` pixels wide and high (PNG where it is transparent, else JPEG).
+
+    PictureError, with the path, for an unusable one.
+    """
+    try:
+        with open_picture(path) as image:
+            transparent = image.mode in (*ALPHA_MODES, "P")
+            small = image.convert("RGBA") if transparent else to_rgb(image)
+    except PictureError as error:
+        raise PictureError(f"{path}: {error}") from error
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     if transparent:

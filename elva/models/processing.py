@@ -69,7 +69,8 @@ def _path_in(value: str, name: str) -> Path | None:
             f"{name}: {_shortened(word)} is a URL, expected a file on this machine; "
             'give {"text": …} if it is meant as a text'
         )
-    has_suffix = Path(word[-255:]).suffix.lower() in picture_suffixes()
+    named = re.split(r"[?#]", word)[0] if is_word else word  # a URL without its scheme
+    has_suffix = Path(named[-255:]).suffix.lower() in picture_suffixes()
     if (has_suffix or (is_word and os.sep in word)) and (path := _file(value) or _file(word)):
         return path
     if has_suffix and is_word:

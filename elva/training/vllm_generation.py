@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
+from elva.models.processing import Item as Input
 from elva.models.processing import parse_inputs
 from elva.models.prompts import IMAGE_TOKEN
-from elva.pictures import read_rgb, to_rgb
+from elva.pictures import PictureError, read_rgb, to_rgb
 from elva.training.examples import Item
 
 if TYPE_CHECKING:
@@ -87,9 +88,7 @@ class VLLMGenerator:
             ids[mask.bool()].tolist()
             for ids, mask in zip(prompts["input_ids"], prompts["attention_mask"], strict=True)
         ]
-        requests = [
-            self._request(ids, item.image) for ids, item in zip(rows, parse_inputs(items), strict=True)
-        ]
+        requests = [self._request(ids, item) for ids, item in zip(rows, parse_inputs(items), strict=True)]
         completions: list[list[int]] = []
         sampled_ret: list[bool] = []
         for ids, output in zip(rows, self.llm.generate(requests, parameters, use_tqdm=False), strict=True):
@@ -106,15 +105,18 @@ class VLLMGenerator:
                 completions.append([*tokens, special.ret])
         return completions, sampled_ret
 
-    def _request(self, ids: list[int], image: Any) -> dict[str, Any]:
+    def _request(self, ids: list[int], item: Input) -> dict[str, Any]:
         """vLLM puts the placeholders of a picture in place of one."""
-        if image is None:
+        if item.image is None:
             return {"prompt_token_ids": ids}
         pad = self.encoder.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         short = [
             token for place, token in enumerate(ids) if token != pad or place == 0 or ids[place - 1] != pad
         ]
-        picture = to_rgb(image) if isinstance(image, Image.Image) else read_rgb(image)
+        try:
+            picture = to_rgb(item.image) if isinstance(item.image, Image.Image) else read_rgb(item.image)
+        except PictureError as error:
+            raise PictureError(f"{item.name} ({item.image}): {error}") from error
         return {"prompt_token_ids": short, "multi_modal_data": {"image": picture}}
 
     def _load_weights(self) -> None:

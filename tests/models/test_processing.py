@@ -63,6 +63,8 @@ def test_a14_every_pictures_suffix_makes_a_path(tmp_path, suffix):
     for line in (f"absent.{suffix}", f"absent.{suffix}\n"):
         with pytest.raises(FileNotFoundError, match=message):
             parse_input(line, 2)
+    with pytest.raises(FileNotFoundError, match="looks like a picture's path"):
+        parse_input(f"www.host/absent.{suffix}?width=200", 2)
     assert parse_input(f"see photo.{suffix}", 0).text == f"see photo.{suffix}"
     assert parse_input({"text": f"absent.{suffix}"}, 0).text == f"absent.{suffix}"
 

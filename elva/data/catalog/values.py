@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elva.data.records import DataError, described
-from elva.data.wording import comparable
+from elva.data.wording import comparable, is_blank
 
 Value = tuple[str, str]
 """One grain value: (key, value)."""
@@ -75,7 +75,7 @@ class ValueReader:
             raise DataError(
                 f"{where} is {described(text)}, a list or object written as text; expected JSON's own"
             )
-        return text if form else ""
+        return "" if is_blank(text) else text
 
 
 def lookup(record: Mapping[str, Any], key: str) -> object:

@@ -13,11 +13,14 @@ FLOOR := requirements/floor.txt
 FLOOR_VENV ?= .venv-floor
 # What `make test-floor` runs.
 FLOOR_TESTS := $(addprefix tests/,cli data evaluation integrations losses models ops training)
+# What `make sanitize` runs, in one process.
+SANITIZE_TESTS := tests/ops tests/losses
+SANITIZE_SECONDS ?= 60
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NATIVE := $(wildcard setup.py CMakeLists.txt kernels/cpu/*)
 
-.PHONY: help demo test test-all test-floor lint format types build benchmark gpu-rehearsal clean
+.PHONY: help demo test test-all test-floor sanitize lint format types build benchmark gpu-rehearsal clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -36,6 +39,19 @@ test-floor: $(FLOOR_VENV)/.built ## tests on the oldest promised versions, from 
 	    git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy" && \
 	    cd "$$copy" && \
 	    $(SIDE_BY_SIDE) PYTHONPATH="$$copy" $(abspath $(FLOOR_VENV))/bin/python -m pytest -n 2 -m "not slow" $(FLOOR_TESTS) $(PYTEST_ARGS)
+
+# The runtimes come first into a Python that was not built with them; an interpreter leaks by design. What they say on
+# standard error is not captured: they end the process, and pytest with it.
+sanitize: build ## the operators' tests and fuzzer on C++ kernels with AddressSanitizer and UBSan (Linux, g++)
+	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+	    git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy" && \
+	    python=$$(realpath --no-symlinks $(BIN)/python) && \
+	    $(BIN)/cmake -S "$$copy" -B "$$copy/build" -DCMAKE_CXX_COMPILER=$(CXX) -DELVA_SANITIZE=ON \
+	        -DELVA_PYTHON=$$python -DELVA_OUTPUT_DIRECTORY="$$copy/elva" && $(BIN)/cmake --build "$$copy/build" && \
+	    cd "$$copy" && export PYTHONPATH="$$copy" OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 && \
+	    export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" && \
+	    $$python -m pytest --capture=sys -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS) && \
+	    $$python -m pytest --capture=sys tests/fuzz/test_operators_and_losses.py --fuzz-seconds $(SANITIZE_SECONDS)
 
 lint: build ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -36,12 +36,14 @@ OPTIONAL = {
     "yaml": "pyyaml",
 }
 
+FUZZ_SECONDS = 20.0
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fuzz-seconds",
         type=float,
-        default=20.0,
+        default=FUZZ_SECONDS,
         metavar="SECONDS",
         help="How long each file of tests/fuzz goes on.",
     )
@@ -55,7 +57,7 @@ def fuzz_seconds(request: pytest.FixtureRequest) -> float:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # A fuzzer that is asked to go on for an hour is not stuck.
-    seconds = config.getoption("--fuzz-seconds")
+    seconds = config.getoption("--fuzz-seconds", FUZZ_SECONDS)
     for item in items:
         if "fuzz_seconds" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(300 + 2 * seconds))

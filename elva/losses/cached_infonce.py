@@ -61,7 +61,8 @@ class CachedInfoNCELoss(nn.Module):
                 around a module that returns a dict. FSDP2's forward is a collective: there every rank must have
                 equally many pieces.
             query, keys, negatives: inputs that can be cut: a tensor (first dimension), a dict of such tensors, or a
-                list. ``negatives``: N inputs, candidates of all queries.
+                list. ``negatives``: N inputs, candidates of all queries. Pieces are encoded one by one: tensors with
+                a graph of their own (another network's output) belong into the encoder, or are detached.
             labels, options: as in :meth:`InfoNCELoss.forward`.
 
         Raises:

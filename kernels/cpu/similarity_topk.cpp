@@ -2,12 +2,8 @@
 //
 // Keys come in tiles whose scores stay in the cache. A score costs one comparison with its row's threshold, the k-th
 // best so far; the few that pass go to a short list. With `screen` the tile's product is in bfloat16, several times
-// as fast where the processor multiplies it, and the comparison leaves room for everything that rounding may hide:
-//
-//     |q·k - q'·k'| <= |q - q'| |k| + |q'| |k - k'|      (q', k': rounded to bfloat16)
-//
-// At the ends of float32 a bound may itself overflow or vanish: then it is one that lets pass.
-// Whatever passes is scored again in float32, so that the result is that of float32.
+// as fast where the processor multiplies it, and the comparison leaves room for everything that rounding may hide
+// (screen.h). Whatever passes is scored again in float32, so that the result is that of float32.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,6 +19,7 @@
 
 #include "gemm.h"
 #include "norms.h"
+#include "screen.h"
 #include "tensors.h"
 #include "vector.h"
 
@@ -35,12 +32,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTile = 2048;    // keys per product
 constexpr int64_t kQueries = 1024;  // queries per product
-constexpr int64_t kScan = 64;      // scores compared before anything else is decided
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Scores in bfloat16 are themselves rounded (2^-9 of the score); sums in float32 lose far less than as much again.
-constexpr float kRoundedScore = 0x1p-8f;
-// More than products below float32's smallest normal number can add up to, which a library may take for 0.
-constexpr float kVanished = 0x1p-100f;
 
 struct Entry {
   float score;
@@ -77,79 +69,6 @@ struct Rows {
   const float* row(int64_t index) const { return data + index * dim; }
   const Tensor& operand() const { return rounded ? *rounded : values; }
 };
-
-// Lossless where x is representable; ties to even, NaN and infinity kept.
-ELVA_INLINE uint16_t to_bfloat16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? bits >> 16 | 0x40u : rounded);
-}
-ELVA_INLINE float from_bfloat16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
-
-// Rounds a row, and returns the squared norm of what was lost.
-ELVA_CLONES static float round_row(const float* row, uint16_t* rounded, int64_t size) {
-  float lost = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    rounded[i] = to_bfloat16(row[i]);
-    const float rest = row[i] - from_bfloat16(rounded[i]);
-    lost += rest * rest;
-  }
-  return lost;
-}
-
-struct Norms {
-  float row, lost;  // |x| and |x - x'|
-};
-
-// In double, which holds every square.
-static Norms exact_norms(const float* row, const uint16_t* rounded, int64_t size) {
-  double squared = 0, lost = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const double value = row[i], rest = value - from_bfloat16(rounded[i]);
-    squared += value * value, lost += rest * rest;
-  }
-  return {static_cast<float>(std::sqrt(squared)), static_cast<float>(std::sqrt(lost))};
-}
-
-// Bit i of the result: scores[i] > threshold.
-ELVA_CLONES static uint64_t above(const float* scores, int64_t size, float threshold) {
-  uint64_t hits = 0;
-  if (size == kScan) {
-    int any = 0;
-    for (int64_t i = 0; i < kScan; ++i) any |= scores[i] > threshold;
-    if (!any) return 0;
-  }
-  for (int64_t i = 0; i < size; ++i) hits |= static_cast<uint64_t>(scores[i] > threshold) << i;
-  return hits;
-}
-
-// The same for bounds: one that is NaN, as infinity times 0 is, excludes nothing.
-ELVA_CLONES static uint64_t not_below(const float* bounds, int64_t size, float threshold) {
-  uint64_t hits = 0;
-  if (size == kScan) {
-    int any = 0;
-    for (int64_t i = 0; i < kScan; ++i) any |= !(bounds[i] <= threshold);
-    if (!any) return 0;
-  }
-  for (int64_t i = 0; i < size; ++i) hits |= static_cast<uint64_t>(!(bounds[i] <= threshold)) << i;
-  return hits;
-}
-
-struct Bound {
-  float residual, norm;  // of the query
-  const float *key_norm, *key_residual;
-};
-
-// The same for rounded scores, raised by the most that rounding may have taken from them.
-ELVA_CLONES static uint64_t possibly_above(const uint16_t* scores, int64_t size, float threshold, Bound bound) {
-  float highest[kScan];
-  for (int64_t i = 0; i < size; ++i) {
-    const float score = from_bfloat16(scores[i]);
-    highest[i] = score + std::fabs(score) * kRoundedScore + bound.residual * bound.key_norm[i] +
-                 bound.norm * bound.key_residual[i] + kVanished;
-  }
-  return not_below(highest, size, threshold);
-}
 
 template <typename T>
 void widen_rows(const T* source, int64_t stride, int64_t rows, int64_t dim, bool normalise, float* out) {

@@ -77,8 +77,9 @@ def test_paths_of_the_machine_are_cut_from_tracebacks():
 def test_a_line_is_there_as_soon_as_it_is_written(tmp_path: Path):
     path = tmp_path / "folder" / "check.jsonl"
     with LineFile(path) as file:
-        file.write({"command": "check", "error": math.inf, "parts": [math.nan, 1.0]})
-        assert read_lines(path) == [{"command": "check", "error": "inf", "parts": ["nan", 1.0]}]
+        file.write({"command": "check", "status": "ok", "error": math.inf, "parts": [math.nan, 1.0]})
+        expected = {"command": "check", "status": "ok", "error": "inf", "parts": ["nan", 1.0]}
+        assert read_lines(path) == [expected]
 
 
 def test_a_missing_file_is_named(tmp_path: Path):

@@ -143,7 +143,7 @@ def grpo_loss(draws: Draws) -> Loss:
     rows, length = draws.size(1, 8), draws.size(1, 12)
     dtype = draws.one_of((torch.float32, torch.float64))
     logps = -draws.normal(rows, length).abs()
-    spread = draws.one_of((0.3, 0.3, 30.0))
+    spread = draws.one_of((0.3, 0.3, 100.0))
     advantages = draws.normal(rows)
     old = logps + spread * draws.normal(rows, length)
     used = draws.flags(0.8, rows, length)

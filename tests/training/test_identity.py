@@ -120,7 +120,7 @@ def test_a7_mined_negatives_are_none_of_the_known_positives(catalogue: Path, tmp
 
     data = TrainingData(catalogue)
     settings = NegativeSettings(n_hard=4, n_random=4)
-    mined = mine(Encoder(), data, settings, tmp_path / "negatives.json", 0, "m")
+    mined = mine(Encoder(), data, settings, tmp_path / "negatives.json", 0)
     numbers = {example.query.text: {int(did[2:]) for did in example.negatives} for example in mined}
     assert numbers == {
         "red mugs": {4, 5, 6},

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from elva.cli.errors import Debug, one_line
+
 
 def demo_command(
     data: Annotated[
@@ -20,22 +22,17 @@ def demo_command(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value, on top of the settings")
     ] = None,
+    debug: Debug = False,
 ) -> None:
     """Data, base, text, instruct, then three arms from the same stage-2 model; one table and a report."""
     from rich.console import Console
 
-    from elva.data.mbeir import DataError
     from elva.locks import lock_directory
-    from elva.training.config import ConfigError
 
     # rich takes 80 columns where there is no terminal: too few for the table
     console = Console(width=None if sys.stdout.isatty() else 120)
-    try:
-        with lock_directory(out):
-            _demo(console, data, out, settings, range(seed, seed + seeds), overrides)
-    except (ConfigError, DataError, OSError) as error:
-        typer.echo(f"elva demo: {error}", err=True)
-        raise typer.Exit(2) from error
+    with one_line("elva demo", debug), lock_directory(out):
+        _demo(console, data, out, settings, range(seed, seed + seeds), overrides)
 
 
 def _demo(console, data, out, settings, seeds, overrides) -> None:

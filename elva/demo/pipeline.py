@@ -15,6 +15,7 @@ import yaml
 
 from elva.evaluation.results import Results
 from elva.files import atomic_file
+from elva.models.files import weight_files
 from elva.training.config import CONFIGS, ConfigError, build, set_override
 from elva.training.run import run_stage
 
@@ -146,14 +147,22 @@ def _measure(
     from elva.evaluation.retrieval import evaluate
     from elva.models.encoder import MultimodalEncoder
 
-    record = directory / "results.json"
-    if record.is_file():
+    record, asked = directory / "results.json", directory / "evaluation.json"
+    question = json.dumps({"settings": settings, "model": _weights(model), "data": str(data)}, sort_keys=True)
+    if record.is_file() and asked.is_file() and asked.read_text(encoding="utf-8") == question:
         return Results.from_json(record.read_text(encoding="utf-8"))
     results = evaluate(MultimodalEncoder.from_pretrained(model), data, **settings)
-    with atomic_file(record) as temporary:
-        temporary.write_text(results.to_json(), encoding="utf-8")
+    asked.unlink(missing_ok=True)  # a kill between the two files leaves no answer to the wrong question
+    for file, text in ((record, results.to_json()), (asked, question)):
+        with atomic_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     announce(f"{name}: measured in {results.seconds:.0f} s")
     return results
+
+
+def _weights(model: str) -> list[list[Any]]:
+    """Which weights: the files' names, sizes and times. A stage writes its model once."""
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weight_files(model)]
 
 
 def _total(history: list[dict[str, Any]], figure: str) -> int:

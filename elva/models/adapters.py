@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -206,8 +207,22 @@ def _fit_vocabulary(model: Any, weights: dict[str, Tensor], settings: Any, token
             f"brings none for {len(absent)} of them, e.g. token {absent[0]}"
         )
     height = heights.pop() if heights else max(rows, tokens)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    if matrices and height > rows and not tied and len(matrices) < len(VOCABULARY_LAYERS):
+        raise ValueError(
+            f"{name}: the adapter brings {', '.join(matrices)} of {height} rows for a base of {rows}, expected both "
+            f"{' and '.join(VOCABULARY_LAYERS)}: they are not tied"
+        )
     if height != rows:
-        model.resize_token_embeddings(height, mean_resizing=False)
+        _resize(model, rows, height)
+
+
+@torch.no_grad()
+def _resize(model: Any, rows: int, height: int) -> None:
+    """New rows begin as the mean of the known ones, not at random: an adapter may train those of one matrix alone."""
+    model.resize_token_embeddings(height, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight[rows:] = layer.weight[:rows].float().mean(0).to(layer.weight.dtype)
 
 
 def _trained_rows(settings: Any) -> set[int]:

@@ -26,7 +26,7 @@ from elva.models.lengths import longest_prompt, split_by_length
 from elva.models.packing import PackedBatch, pack
 from elva.models.processing import InputProcessor, image_backend, join_instructions, parse_inputs
 from elva.models.prompts import get_prompt
-from elva.models.states import final_states
+from elva.models.states import final_states, require_finite
 from elva.models.vision import FrozenVision
 from elva.models.vision_store import VisionStore
 from elva.progress import track
@@ -152,7 +152,7 @@ class MultimodalEncoder:
         A text beyond what the model has positions for is cut at its end, with a warning. Long inputs among short ones
         run apart from them; ``batch_size`` is the most that run together. Summaries are greedy.
         With ``return_summaries``: (embeddings, list of n str; "" in direct mode).
-        Errors name the input by its index.
+        Errors name the input by its index; FloatingPointError where an embedding is not finite.
         """
         mode, read = mode or self.config.mode, read or self.config.read
         check_choice("mode", mode, MODES)
@@ -181,6 +181,7 @@ class MultimodalEncoder:
                     embeddings[own] = written.embeddings(read).cpu()
                     for row, ids in zip(own, written.summaries, strict=True):
                         summaries[row] = self.decode_summary(ids)
+        require_finite(embeddings)
         return (embeddings, summaries) if return_summaries else embeddings
 
     def encode_query(self, inputs: Sequence[Any], instruction: Any = None, **options: Any) -> Any:

@@ -31,3 +31,13 @@ def final_states(base_model: Any, wrapper: nn.Module, **inputs: Any) -> Tensor:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def require_finite(embeddings: Tensor) -> None:
+    """FloatingPointError naming the inputs of ``embeddings [n, H]`` that have NaN or infinity in them."""
+    wrong = (~embeddings.isfinite().all(-1)).nonzero().flatten().tolist()
+    if wrong:
+        raise FloatingPointError(
+            f"inputs[{wrong[0]}]: its embedding is not finite, nor are those of {len(wrong) - 1} other inputs of "
+            f"{len(embeddings)}; the weights hold NaN, or dtype is too narrow for them"
+        )

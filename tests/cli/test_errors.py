@@ -1,4 +1,4 @@
-"""`elva train` and `elva eval` end on one line; `--debug` shows a bug's traceback."""
+"""`elva train`, `elva eval` and `elva demo` end on one line; `--debug` shows a bug's traceback."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from elva.cli.main import app
 
 COMMANDS = {
     "elva eval": ["eval", "model", "--data", "data", "--no-check"],
+    "elva demo": ["demo", "--data", "data"],
     "elva train text": ["train", "text", "--set", "model=m", "--set", "data=d", "--set", "output=out"],
 }
 
 
 @pytest.fixture
 def fail(tmp_path, monkeypatch):
-    """Both commands end in the same error."""
+    """All commands end in the same error."""
 
     def set_up(error: Exception) -> None:
         def raise_it(*arguments, **options):
@@ -28,6 +29,7 @@ def fail(tmp_path, monkeypatch):
 
         monkeypatch.setattr("elva.data.mbeir.MBEIRDirectory", raise_it)
         monkeypatch.setattr("elva.training.run.run_stage", raise_it)
+        monkeypatch.setattr("elva.demo.pipeline.run_base", raise_it)
 
     monkeypatch.chdir(tmp_path)
     return set_up

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from elva.cli.main import app
 from elva.demo import summary
-from elva.demo.pipeline import load_settings
+from elva.demo.pipeline import _measure, load_settings
+from elva.evaluation.results import Results
 from elva.training.config import ConfigError
 
 STEPS = {"max_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3}
@@ -62,6 +63,31 @@ def test_demo_from_nothing_and_again(tmp_path):
     assert again.exit_code == 0
     assert weights.stat().st_mtime_ns == before
     assert json.loads((out / "results.json").read_text()) == record
+
+
+@pytest.mark.parametrize("change", ["nothing", "settings", "weights"])
+def test_results_are_of_the_settings_and_weights_asked_for(change, tmp_path, monkeypatch):
+    measured = []
+
+    def evaluate(encoder, data, **settings):
+        measured.append(settings)
+        return Results("m", "d", "test", "local", "direct", "direct", "fixed", 0, None, len(measured), [])
+
+    monkeypatch.setattr("elva.evaluation.retrieval.evaluate", evaluate)
+    monkeypatch.setattr("elva.models.encoder.MultimodalEncoder.from_pretrained", lambda model: None)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"a")
+
+    def measure(**settings):
+        return _measure(
+            settings, "arm", str(weights.parent), tmp_path, tmp_path, 0, lambda line: None
+        ).seconds
+
+    assert [measure(limit=8), measure(limit=8)] == [1, 1]
+    if change == "weights":
+        weights.write_bytes(b"other")
+    assert measure(limit=9 if change == "settings" else 8) == (1 if change == "nothing" else 2)
 
 
 def test_shipped_settings_are_complete():

@@ -142,6 +142,36 @@ def test_embeddings_that_were_resized_come_with_the_adapter(base, tmp_path, chan
     assert torch.equal(loaded.encode(INPUTS, mode="direct"), encoder.encode(INPUTS, mode="direct"))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trained_row_of_a_new_token_comes_with_the_adapter(base, tmp_path, tied):
+    model = MultimodalEncoder.from_pretrained(base, device="cpu").model
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 1)
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    rows = model.lm_head.weight.shape[0]  # [RET] is the last of them, and the base saved below lacks it
+    model.resize_token_embeddings(rows - 1)
+    model.save_pretrained(tmp_path / "base")
+    shutil.copy(base / "preprocessor_config.json", tmp_path / "base")
+    encoder = MultimodalEncoder.from_pretrained(base, device="cpu")
+    encoder.tokenizer.save_pretrained(tmp_path / "adapter")
+    model.resize_token_embeddings(rows)
+    wrapped = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[rows - 1])
+    )
+    wrapped.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    for name, parameter in wrapped.named_parameters():
+        if "trainable_tokens" in name:
+            torch.nn.init.constant_(parameter, 3.0)
+    wrapped.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    first, second = (
+        MultimodalEncoder.from_pretrained(tmp_path / "adapter", device="cpu").model for _ in range(2)
+    )
+    head, embeddings = first.lm_head.weight, first.get_input_embeddings().weight
+    assert embeddings.shape[0] == rows and bool((embeddings[-1] == 3).all())
+    torch.testing.assert_close(head[-1], embeddings[-1] if tied else head[:-1].mean(0))
+    assert torch.equal(second.lm_head.weight, head)
+
+
 def test_tokens_without_embeddings_are_named(adapter, tmp_path):
     folder = tmp_path / "adapter"
     shutil.copytree(adapter[0], folder)

@@ -170,3 +170,14 @@ def test_a_token_without_an_embedding_is_named(saved, tmp_path):
     encoder.tokenizer.save_pretrained(folder)
     with pytest.raises(ValueError, match=f"knows {known + 2} tokens and the model has embeddings of {known}"):
         MultimodalEncoder.from_pretrained(folder, device="cpu")
+
+
+def test_weights_that_are_no_numbers_give_no_embeddings(saved, tmp_path):
+    folder = changed(
+        saved, tmp_path, lambda weights: {**weights, "model.norm.weight": torch.full((64,), torch.nan)}
+    )
+    encoder = MultimodalEncoder.from_pretrained(folder, device="cpu")
+    message = r"inputs\[0\]: its embedding is not finite, nor are those of 1 other inputs of 2; the weights hold NaN"
+    for mode in ("direct", "generative"):
+        with pytest.raises(FloatingPointError, match=message):
+            encoder.encode(["a red cat", "two dogs"], mode=mode)

@@ -112,7 +112,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         if white is not None:
             upright = _scaled(upright, white, inverted)
         if upright.mode in ALPHA_MODES or "transparency" in upright.info:
-            rgba = upright.convert("RGBA")
+            rgba = (upright.convert("LA") if upright.mode == "La" else upright).convert("RGBA")
             canvas = Image.new("RGBA", rgba.size, "white")
             canvas.alpha_composite(rgba)
             upright = canvas

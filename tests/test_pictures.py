@@ -98,7 +98,7 @@ def test_a6_samples_without_a_known_white_are_refused(tmp_path: Path, dtype: typ
 
 def test_transparency_becomes_white() -> None:
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    for image in (clear, clear.convert("LA"), clear.convert("RGBa")):
+    for image in (clear, clear.convert("LA"), clear.convert("RGBa"), clear.convert("LA").convert("La")):
         assert to_rgb(image).getpixel((1, 1)) == (255, 255, 255)
 
 

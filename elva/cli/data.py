@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,13 +68,18 @@ def from_catalog(
     ] = "combinations",
     seed: Seed = 0,
 ) -> None:
-    """Turn a catalogue of pictures with attributes into the eight tasks and a multi-grain test split."""
+    """Turn a catalogue of pictures with attributes into the eight tasks and a multi-grain test split.
+
+    What is left out (copies of pictures) or read as missing ("nan", "None", "null", "-") is counted, here and in
+    OUT/catalog.json.
+    """
     keys = [key.strip() for key in grains.split(",") if key.strip()]
     if not keys:
         raise typer.BadParameter(f"{grains!r} names no attribute, expected KEY,KEY,…", param_hint="--grains")
     from elva.data.catalog import convert
 
-    with _errors():
+    with _errors(), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
         convert(
             items=items,
             out=out,
@@ -84,6 +90,8 @@ def from_catalog(
             split_by=split_by,
             seed=seed,
         )
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
     print(f"wrote {out}", file=sys.stderr)
 
 

@@ -22,7 +22,7 @@ from elva.models.cache import TensorCache
 from elva.models.prompts import IMAGE_TOKEN, TURN_END, USER_HEADER, VISION_END, VISION_START, PromptTemplate
 from elva.pictures import PictureError, check_size, picture_suffixes, read_rgb, to_rgb
 
-URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
+URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:[a-z]+/", re.IGNORECASE)
 CACHE_BYTES = 512 * 2**20
 
 

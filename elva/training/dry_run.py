@@ -87,6 +87,8 @@ def _short(trainer: dict[str, Any]) -> dict[str, Any]:
         "max_steps": STEPS,
         "logging_steps": 1,
         "save_strategy": "no",
+        # the small data may be odd in number, and a batch of one is refused
+        "dataloader_drop_last": True,
         "disable_tqdm": True,
     }
 

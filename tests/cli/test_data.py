@@ -165,3 +165,22 @@ def test_a2_an_output_in_use_is_refused(tmp_path: Path) -> None:
         )
     assert result.exit_code == 1
     assert result.stderr.startswith(f"error: {out} is being written by ")
+
+
+def test_a11_from_catalog_says_what_it_left_out(tmp_path: Path) -> None:
+    lines = []
+    for n in range(24):
+        Image.new("RGB", (6, 6), (max(n, 1), 0, 0)).save(tmp_path / f"{n}.png")
+        material = "nan" if n == 9 else f"m{n // 2 % 3}"
+        lines.append(f'{{"image": "{n}.png", "colour": "c{n % 2}", "material": "{material}"}}\n')
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(lines))
+    arguments = ["from-catalog", str(items), "--grains", "colour,material", "--out", str(tmp_path / "out")]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [
+        f"note: {items}: items left out, copies of pictures of the catalogue: 1",
+        f"note: {items}: 'nan' read as no value: 1 times",
+        f"wrote {tmp_path / 'out'}",
+    ]
+    assert runner.invoke(app, ["check", str(tmp_path / "out")]).exit_code == 0

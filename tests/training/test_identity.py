@@ -9,6 +9,7 @@ import torch
 
 from elva.data.mbeir import Candidate, Query
 from elva.data.writer import MBEIRWriter
+from elva.training import mining
 from elva.training.config import NegativeSettings, TextConfig, build
 from elva.training.examples import TrainingData, triplet_examples
 from elva.training.identity import KnownPositives, same_text
@@ -112,7 +113,11 @@ def test_a7_a_triplet_file_masks_by_anchor(untrained_model: Path, tmp_path: Path
     assert trainer.negatives([row[0] for row in rows], texts).tolist() == expected
 
 
-def test_a7_mined_negatives_are_none_of_the_known_positives(catalogue: Path, tmp_path: Path) -> None:
+def test_a7_mined_negatives_are_none_of_the_known_positives(
+    catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mining, "model_digest", lambda encoder: "m")
+
     class Encoder:
         def encode(self, items, mode, show_progress):
             generator = torch.Generator().manual_seed(len(items))

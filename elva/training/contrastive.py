@@ -12,7 +12,7 @@ from elva.losses import InfoNCELoss
 from elva.models.batches import Batch
 from elva.training.config import InstructConfig, TextConfig
 from elva.training.examples import Item, RetrievalExample, TrainingData, TripletExample, draw_batch
-from elva.training.identity import same_text
+from elva.training.known_positives import same_text
 from elva.training.rollouts import sample, separate
 from elva.training.trainer import StageTrainer
 

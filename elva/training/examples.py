@@ -16,7 +16,7 @@ from elva.data.nli import read_triplets
 from elva.data.records import shortened
 from elva.data.wording import is_blank
 from elva.progress import track
-from elva.training.identity import KnownPositives
+from elva.training.known_positives import KnownPositives
 
 Item = dict[str, Any]
 

@@ -16,7 +16,7 @@ from elva.files import atomic_file
 from elva.models.identity import describe, model_digest
 from elva.training.config import NegativeSettings
 from elva.training.examples import Item, RetrievalExample, TrainingData
-from elva.training.identity import Content
+from elva.training.known_positives import Content
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder

@@ -12,7 +12,7 @@ from elva.data.writer import MBEIRWriter
 from elva.training import mining
 from elva.training.config import NegativeSettings, TextConfig, build
 from elva.training.examples import TrainingData, triplet_examples
-from elva.training.identity import KnownPositives, same_text
+from elva.training.known_positives import KnownPositives, same_text
 from elva.training.mining import mine
 from elva.training.run import make_trainer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -11,14 +10,15 @@ import torch
 
 from elva.data.instructions import clean
 from elva.data.records import TASK_MODALITIES, Candidate, Query
+from elva.data.wording import comparable
 
 Content = tuple[str, str | None]
 
 
 @lru_cache(maxsize=1 << 16)
 def same_text(text: str | None) -> str:
-    """A form that texts share which differ in Unicode's normal form, white space, case or the final stop alone."""
-    return clean(" ".join(unicodedata.normalize("NFC", text or "").split())).casefold()
+    """A form that texts share which differ in their spelling (`comparable`) or the final stop alone."""
+    return clean(comparable(text or ""))
 
 
 class KnownPositives:

@@ -11,6 +11,8 @@ from safetensors import SafetensorError
 
 # torch.save's zip writer, where a write was cut short
 _TORCH_WRITERS = ("inline_container", "PytorchStreamWriter")
+# the second up to its version 0.5
+_SAFETENSORS_SAYS = ("I/O error", "IoError")
 
 
 @contextmanager
@@ -20,9 +22,8 @@ def writing(directory: Path) -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:
         said = str(error).splitlines()[0]
-        if not (isinstance(error, SafetensorError) and "I/O error" in said) and not any(
-            writer in str(error) for writer in _TORCH_WRITERS
-        ):
+        signs = _SAFETENSORS_SAYS if isinstance(error, SafetensorError) else _TORCH_WRITERS
+        if not any(sign in str(error) for sign in signs):
             raise
         free = shutil.disk_usage(directory).free / 2**20
         raise OSError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from elva.data.mbeir import (
+    contradiction,
     global_pool_file,
     local_pool_file,
     parse_qrel,
@@ -33,6 +34,7 @@ def check_qrels(reader: Reader, relative: str, pools: dict[str, set[str]], qids:
         names = [local_pool_file(split, dataset, task_id), shared_local_pool_file(dataset, task_id)]
     pool = next((name for name in names if name in pools), None)
     relevant: dict[str, bool] = {}
+    judged: dict[tuple[str, str], int] = {}
     lines = 0
     for number, line in reader.lines(relative):
         lines += 1
@@ -41,6 +43,9 @@ def check_qrels(reader: Reader, relative: str, pools: dict[str, set[str]], qids:
         except ValueError as error:
             reader.report(relative, number, NO_ID, str(error))
             continue
+        earlier = judged.setdefault((qid, did), relevance)
+        if earlier != relevance:
+            reader.report(relative, number, qid, contradiction(did, earlier, relevance))
         relevant[qid] = relevant.get(qid, False) or relevance > 0
         if qid not in qids[queries]:
             reader.report(relative, number, qid, f"unreachable qrels: the qid is not in {queries}")

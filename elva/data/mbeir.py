@@ -74,9 +74,16 @@ def path_inside(root: Path, relative: str) -> Path:
         path = (root / relative).resolve()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {_reason(error)}") from error
-    if Path(relative).is_absolute() or not path.is_relative_to(root):
+    # ".." also where it comes back, through a link or the directory's own name: writers join the name as it stands
+    leaves = Path(relative).is_absolute() or ".." in Path(relative).parts
+    if leaves or not path.is_relative_to(root):
         raise DataError(f"{shortened(relative, 200)}: path leaves the directory, expected one inside {root}")
     return path
+
+
+def contradiction(did: str, earlier: int, later: int) -> str:
+    """What is wrong with a pair that is judged twice, differently."""
+    return f"contradicting qrels: {did} has relevance {earlier}, then {later}; expected one"
 
 
 def _reason(error: Exception) -> str:
@@ -166,7 +173,11 @@ class MBEIRDirectory:
                     qid, did, relevance = parse_qrel(line.decode("utf-8"))
                 except ValueError as error:
                     raise DataError(f"{relative}:{number}: -: {error}") from error
-                qrels.setdefault(qid, {})[did] = relevance
+                known = qrels.setdefault(qid, {})
+                if known.setdefault(did, relevance) != relevance:
+                    raise DataError(
+                        f"{relative}:{number}: {qid}: {contradiction(did, known[did], relevance)}"
+                    )
         except OSError as error:
             raise DataError(f"{relative}: cannot be read in {self.root}: {error.strerror}") from error
         return qrels

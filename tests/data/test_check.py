@@ -49,6 +49,10 @@ FAULTS: dict[str, Fault] = {
         lambda r: change(r, POOL, 2, img_path="../x.png"),
         *(POOL, 2, "20:1", "image path: ../x.png: path leaves the directory"),
     ),
+    "path comes back": (
+        lambda r: change(r, POOL, 2, img_path=f"../{r.name}/mbeir_images/1.png"),
+        *(POOL, 2, "20:1", "image path: ../"),
+    ),
     "duplicate did": (lambda r: repeat_line(r, POOL), *(POOL, 7, "20:0", "duplicate did")),
     "duplicate qid": (lambda r: repeat_line(r, QUERIES), *(QUERIES, 7, "20:0", "duplicate qid")),
     "query modality": (

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from elva.data import TASK_MODALITIES, Candidate, DataError, Grain, MBEIRDirectory, MBEIRWriter, Query, Task
+from elva.data.check import check
 from elva.data.records import query_problems
+from tests.data.faulty import QRELS, build
 
 CAPTION = Query("20:1", "a red ball", None, "text", 0, ("20:2",), grains=(Grain("color", "red", 2, 5),))
 PICTURE = Candidate("20:2", None, "mbeir_images/a.png", "image")
@@ -178,6 +180,21 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         directory.pool("test", "scenes", 0)
     with pytest.raises(ValueError, match="split is 'dev'"):
         directory.tasks("dev")
+
+
+def test_qrels_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    build(tmp_path)
+    file = tmp_path / QRELS
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, lines[0]]) + "\n")  # twice the same says the same
+    assert MBEIRDirectory(tmp_path).qrels("test", "scenes", 0)["20:0"] == {"20:0": 1}
+    assert list(check(tmp_path)) == []
+    file.write_text("\n".join([*lines, "20:0 0 20:0 0 0"]) + "\n")
+    message = f"{QRELS}:7: 20:0: contradicting qrels: 20:0 has relevance 1, then 0; expected one"
+    with pytest.raises(DataError) as caught:
+        MBEIRDirectory(tmp_path).qrels("test", "scenes", 0)
+    assert str(caught.value) == message
+    assert [str(problem) for problem in check(tmp_path)] == [message]
 
 
 def test_qrels_need_five_columns(tmp_path: Path) -> None:

@@ -100,6 +100,23 @@ def test_bad_input_is_refused_before_anything_is_written(paper_rows: Path, tmp_p
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["statistics.json", "set_aside.jsonl", "judged.jsonl", "picture.png"])
+def test_pictures_in_the_benchmarks_own_folder_are_refused(
+    paper_rows: Path, tmp_path: Path, name: str
+) -> None:
+    (paper_rows / "mbeir_images/3.png").rename(paper_rows / "mbeir_images/other.png")
+    (paper_rows / "mrbench").mkdir()
+    theirs = paper_rows / "mrbench" / name
+    theirs.write_bytes((paper_rows / "mbeir_images/other.png").read_bytes())
+    before = theirs.read_bytes()
+    for file in paper_rows.rglob("*.jsonl"):
+        if file != theirs:
+            file.write_text(file.read_text().replace("mbeir_images/3.png", f"mrbench/{name}"))
+    with pytest.raises(DataError, match=rf"mrbench/{name}: mrbench/ is the benchmark's own"):
+        build(paper_rows, RulesJudge(), tmp_path / "out", per_task=6)
+    assert theirs.read_bytes() == before
+
+
 def test_no_multigrain_query_is_an_error(paper_rows: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="rules 1 found no query with two grains in nights_task4"):
         build(paper_rows, RulesJudge(), tmp_path / "out", tasks=["nights"])

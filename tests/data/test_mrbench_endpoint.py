@@ -289,6 +289,19 @@ def test_b20_the_time_is_that_of_the_whole_answer(
     assert time.monotonic() - start < 5
 
 
+def negative_chunk(handler: BaseHTTPRequestHandler, _: Any) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n" + b" " * 4096)
+
+
+def test_b20_a_chunk_of_negative_length_is_not_read_without_limit(
+    servers: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "TRIES", 1)
+    judge = servers(negative_chunk).judge(timeout=5)
+    with pytest.raises(JudgeError, match=r"the connection broke: .*a chunk of -1 bytes"):
+        judge.reply(QUESTION, [])
+
+
 def endless(handler: BaseHTTPRequestHandler, _: Any) -> None:
     handler.send_response(200)
     handler.end_headers()

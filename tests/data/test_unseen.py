@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from elva.data.check import check
 from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query
 from elva.data.unseen import SETS, convert_unseen, unseen_set_of
 from elva.data.unseen.genecis import crop
+from elva.data.unseen.source import Source
 from tests.data.unseen_sources import COLOURS, MAKERS, flickr30k, msrvtt, picture, urban1k, video, written
 
 
@@ -288,3 +290,41 @@ def test_sugarcrepes_texts_on_real_captions(source: Path, shared_data: Path) -> 
             for query in queries
         ]
         assert found == [(name, *(" ".join(text.split()) for text in pair)) for name, *pair in expected]
+
+
+def test_names_that_lead_out_of_the_source_are_refused(source: Path) -> None:
+    flickr30k(source)
+    (source.parent / "secret.jpg").write_text("secret")
+    (file,) = [path for path in source.rglob("*.json") if "filename" in path.read_text()]
+    file.write_text(re.sub(r'("filename": )"[^"]*"', r'\1"../../secret.jpg"', file.read_text()))
+    with pytest.raises(DataError, match="path leaves the directory, expected one inside"):
+        convert_unseen("flickr30k", source, source.parent / "out")
+    assert not list(source.parent.glob("out/**/*secret*"))
+
+
+def test_absolute_names_in_a_source_are_refused(source: Path) -> None:
+    (source.parent / "secret.jpg").write_text("secret")
+    reader = Source(source, "")
+    for read in (
+        lambda: reader.path(str(source.parent / "secret.jpg")),
+        lambda: reader.picture("images", str(source.parent / "secret")),
+    ):
+        with pytest.raises(DataError, match=r"secret\.jpg: path leaves the directory"):
+            read()
+
+
+def test_crops_of_neighbouring_numbers_have_files_of_their_own(source: Path) -> None:
+    MAKERS["genecis"](source)
+    numbers = dict(zip(range(4), range(2370806, 2370810), strict=True))
+    for old, new in numbers.items():
+        (source / f"visual_genome/{old}.jpg").rename(source / f"visual_genome/{new}.jpg")
+    for kind in ("focus", "change"):
+        file = source / f"genecis/{kind}_attribute.json"
+        records = json.loads(file.read_text())
+        for record in records:
+            for sample in (record["reference"], record["target"], *record["gallery"]):
+                sample |= {"image_id": numbers[sample["image_id"]], "instance_bbox": [10, 5, 20, 30]}
+        file.write_text(json.dumps(records))
+    convert_unseen("genecis", source, source.parent / "out")
+    crops = {path.name for path in (source.parent / "out").rglob("*_10_5_20_30.png")}
+    assert crops == {f"{number}_10_5_20_30.png" for number in numbers.values()}

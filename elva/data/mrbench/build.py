@@ -140,6 +140,8 @@ def _write_queries(
 
 
 def _link(directory: MBEIRDirectory, picture: str, root: Path) -> None:
+    if Path(picture).parts[0] == FOLDER:
+        raise DataError(f"image path: {picture}: {FOLDER}/ is the benchmark's own, expected another folder")
     source = directory.path(picture)
     if not source.is_file():
         raise DataError(f"missing image: {picture} is not in {directory.root}")
@@ -159,9 +161,8 @@ def _write_notes(
         for qid, reason in record.set_aside
     ]
     (root / SET_ASIDE).write_text("".join(lines), encoding="utf-8")
-    (root / STATISTICS).write_text(
-        json.dumps(statistics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(statistics, indent=1, ensure_ascii=False) + "\n"
+    (root / STATISTICS).write_text(text, encoding="utf-8")
     write_datasheet(root)
 
 

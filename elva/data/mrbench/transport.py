@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import threading
 import time
@@ -110,13 +111,26 @@ def printable(text: str, most: int = 200) -> str:
     )
 
 
+class _Response(http.client.HTTPResponse):
+    def _read_next_chunk_size(self) -> int:
+        # read(-1) would take whatever comes, beyond all limits
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise ValueError(f"a chunk of {size} bytes")
+        return size
+
+
 class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Response
+
     def connect(self) -> None:
         super().connect()
         _current.socket = self.sock
 
 
 class _SecureConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Response
+
     def connect(self) -> None:
         super().connect()
         _current.socket = self.sock

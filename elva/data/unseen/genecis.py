@@ -71,7 +71,7 @@ def _crop_place(source: Source, row: Row, writer: MBEIRWriter) -> Place:
         sides = [side for side in box if isinstance(side, int | float) and math.isfinite(side)]
         if len(box) != 4 or len(sides) != 4 or min(box[2:]) <= 0:
             raise DataError(f"{where}: instance_bbox is {box}, expected [left, top, width, height]")
-        name = "_".join(f"{side:g}" for side in (identifier, *box))
+        name = "_".join(f"{side:.12g}" for side in (identifier, *box))
         relative = f"{IMAGE_FOLDER}/{row.dataset}/{name}.png"
         if not (writer.root / relative).is_file():
             picture = open_picture(source.path(f"visual_genome/{identifier}.jpg"))

@@ -23,8 +23,8 @@ class Source:
         self.root, self.advice = Path(root), advice
 
     def path(self, relative: str) -> Path:
-        """A file or folder that has to be there; DataError with the advice otherwise."""
-        path = self.root / relative
+        """A file or folder that has to be there; DataError with the advice otherwise, or if the name leads out."""
+        path = self._below(relative)
         if not path.exists():
             raise DataError(f"{path}: not there. {self.advice}")
         return path
@@ -55,9 +55,15 @@ class Source:
     def picture(self, folder: str, stem: str) -> Path:
         """The picture of this name in ``folder``, whatever its format."""
         for suffix in PICTURES:
-            if (path := self.root / folder / f"{stem}{suffix}").is_file():
+            if (path := self._below(Path(folder) / f"{stem}{suffix}")).is_file():
                 return path
         raise DataError(f"{self.root / folder / stem}.jpg: not there. {self.advice}")
+
+    def _below(self, relative: str | Path) -> Path:
+        """Names come from the authors' files; links are the user's own, who may keep pictures elsewhere."""
+        if Path(relative).is_absolute() or ".." in Path(relative).parts:
+            raise DataError(f"{relative}: path leaves the directory, expected one inside {self.root}")
+        return self.root / relative
 
 
 def field(record: object, key: str, kind: type[T], where: str) -> T:

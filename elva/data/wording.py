@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 # Marks that join or choose a glyph and are no format characters by category.
-_JOINERS = {"\u034f", *map(chr, range(0xFE00, 0xFE10))}
+_JOINERS = {"\u034f", *map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))}
 
 
 def comparable(text: str) -> str:
@@ -13,9 +13,13 @@ def comparable(text: str) -> str:
 
     For comparing only; what is shown or trained on stays as it was written.
     """
-    seen = "".join(c for c in text if unicodedata.category(c) != "Cf" and c not in _JOINERS)
-    folded = unicodedata.normalize("NFD", seen).casefold()
+    folded = unicodedata.normalize("NFD", visible(text)).casefold()
     return " ".join(unicodedata.normalize("NFC", folded).split())
+
+
+def visible(text: str) -> str:
+    """The text without format characters and marks that only join or choose a glyph."""
+    return "".join(c for c in text if unicodedata.category(c) != "Cf" and c not in _JOINERS)
 
 
 def is_blank(text: str) -> bool:

@@ -86,6 +86,11 @@ def write_record(config: StageConfig, output: Path, processes: int) -> None:
         temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
+def has_checkpoints(output: Path) -> bool:
+    """Whether there are any, whole or not."""
+    return any((output / CHECKPOINTS).glob("checkpoint-*"))
+
+
 def whole_checkpoint(output: Path, processes: int, remove: bool) -> str | None:
     """The newest checkpoint that was written to its end by all processes.
 

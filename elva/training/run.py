@@ -33,6 +33,7 @@ from elva.training.examples import TrainingData, caption_examples, corpus, tripl
 from elva.training.idle import refuse_idle_settings, refuse_lonely_batches, require_trained
 from elva.training.resume import (
     CHECKPOINTS,
+    has_checkpoints,
     require_whole,
     same_processes,
     same_settings,
@@ -84,8 +85,11 @@ def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Pat
         require_whole(model)
         return model
     first, processes = arguments.process_index == 0, arguments.world_size * max(1, arguments.n_gpu)
-    if checkpoint := whole_checkpoint(output, arguments.world_size, remove=first):
-        same_processes(output, processes)
+    if has_checkpoints(output):
+        same_processes(
+            output, processes
+        )  # first: those of fewer processes would look half-written, and be removed
+    checkpoint = whole_checkpoint(output, arguments.world_size, remove=first)
     refuse_idle_settings(config, arguments)
     trainer = _seeded_trainer(config, arguments)
     refuse_lonely_batches(config, trainer)

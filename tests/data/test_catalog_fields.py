@@ -14,8 +14,10 @@ from PIL import Image
 
 from elva.data.catalog import convert
 from elva.data.catalog.items import Catalog, read_catalog
+from elva.data.catalog.values import spoken_key
 from elva.data.check import check
 from elva.data.mbeir import DataError, MBEIRDirectory
+from elva.data.wording import comparable
 
 FORMS = ("café", "cafe\u0301", "CAFÉ", " caf\u00e9\u200b", "ca\u00adfe\u0301")
 
@@ -207,3 +209,24 @@ def test_c31_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
     path = write(tmp_path, [{"m": "x"}, {"m": "y"}])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\xef\xbb\xbf"))
     assert values(read_catalog(path, ["m"])) == [{"x"}, {"y"}]
+
+
+@pytest.mark.parametrize(
+    ("written", "spoken"),
+    [
+        ("navy-blue", "navy blue"),
+        ("navy\u200b-blue", "navy\u200b blue"),
+        ("m\u0302-x", "m\u0302 x"),
+        ("a__b", "a b"),
+        ("-5", "-5"),
+        ("a - b", "a - b"),
+    ],
+)
+def test_a10_a_dash_between_words_is_a_space_whatever_the_letters(written: str, spoken: str) -> None:
+    assert spoken_key(written) == spoken
+    assert comparable(spoken_key("navy\u200b-blue")) == comparable(spoken_key("navy-blue"))
+
+
+def test_a10_a_grain_in_two_forms_is_one_grain(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="each once"):
+        convert(tmp_path / "items.jsonl", tmp_path / "out", ["\u00e9", "e\u0301"])

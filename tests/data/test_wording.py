@@ -15,6 +15,8 @@ from elva.data.wording import comparable, is_blank
         ("bright red", "bright\u3000 red\n"),
         ("Straße", "STRASSE"),
         ("❤", "❤\ufe0f"),
+        ("❤", "❤\U000e0101"),
+        ("\u1820", "\u1820\u180b"),
         ("\u1ea5", "a\u0302\u0301"),
         ("e\u0301", "e\u200d\u0301"),
     ],

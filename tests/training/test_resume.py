@@ -199,6 +199,18 @@ def test_a16_a_checkpoint_goes_on_only_on_as_many_processes(mini_scenes, untrain
     assert json.loads(record.read_text())["processes"] == 1
 
 
+def test_a16_more_processes_delete_no_checkpoint(mini_scenes, untrained_model, tmp_path, monkeypatch):
+    """To them it lacks the files of those that were not there, as one does that a kill has cut short."""
+    trainer = {"max_steps": 2, "save_steps": 1, "per_device_train_batch_size": 4, "warmup_steps": 0}
+    config = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer=trainer)
+    shutil.rmtree(run_stage(config))
+    before = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 2))
+    with pytest.raises(ConfigError, match=r"run holds checkpoints of 1 process, and this run has 2"):
+        run_stage(config)
+    assert sorted((tmp_path / "run" / "checkpoints").rglob("*")) == before != []
+
+
 @pytest.mark.parametrize(
     ("name", "advice"),
     [

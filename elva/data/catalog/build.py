@@ -26,6 +26,7 @@ from elva.data.catalog.sentences import Vocabulary
 from elva.data.catalog.splits import SPLIT_BY, split_items
 from elva.data.catalog.tasks import by_attributes, by_change
 from elva.data.catalog.texts import image_to_image, image_to_text, question_to_text, text_to_text
+from elva.data.wording import comparable
 from elva.data.writer import MBEIRWriter
 from elva.files import atomic_directory
 
@@ -58,7 +59,7 @@ def convert(
     Raises ValueError for wrong arguments, DataError for a catalogue that cannot be used (naming file and line), and
     FileExistsError where ``out`` holds something; ``out`` appears whole or not at all.
     """
-    if isinstance(grains, str) or not grains or len(set(grains)) < len(grains):
+    if isinstance(grains, str) or not grains or len(set(map(comparable, grains))) < len(grains):
         raise ValueError(f"grains is {grains!r}, expected a list of at least one attribute key, each once")
     if split_by not in SPLIT_BY:
         raise ValueError(f"split_by is {split_by!r}, expected one of {', '.join(SPLIT_BY)}")

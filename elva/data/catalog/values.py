@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elva.data.records import DataError, described
-from elva.data.wording import comparable, is_blank
+from elva.data.wording import comparable, is_blank, visible
 
 Value = tuple[str, str]
 """One grain value: (key, value)."""
@@ -89,8 +89,14 @@ def lookup(record: Mapping[str, Any], key: str) -> object:
 
 
 def spoken_key(key: str) -> str:
-    """Dashes and underscores between words as spaces, and single spaces."""
-    return " ".join(re.sub(r"(?<=\w)[-‐‑_]+(?=\w)|_+", " ", key).split())
+    """Dashes and underscores between words as spaces, and single spaces.
+
+    An accent or an invisible character, which stays, belongs to its word.
+    """
+    words = "".join("x" if unicodedata.combining(c) or not visible(c) else c for c in key)
+    for dashes in reversed(list(re.finditer(r"(?<=\w)[-‐‑_]+(?=\w)|_+", words))):
+        key = f"{key[: dashes.start()]} {key[dashes.end() :]}"
+    return " ".join(key.split())
 
 
 def _is_written_list(text: str) -> bool:

@@ -23,17 +23,31 @@ def weight_files(name: str) -> list[Path]:
     """The files that hold the weights, in the order in which transformers looks for them; empty where there are none.
 
     Raises:
-        ValueError: an index that names no files.
+        ValueError: an index that names no files, or files of other directories.
     """
     for file in WEIGHTS:
         if whole := file_of(name, file):
             return [whole]
         if index := file_of(name, f"{file}.index.json"):
             shards = read_object(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            if (
+                not isinstance(shards, dict)
+                or not shards
+                or not all(isinstance(shard, str) for shard in shards.values())
+            ):
                 raise ValueError(f"{index}: weight_map is {type(shards).__name__}, expected names of files")
+            for shard in shards.values():
+                require_below(index, shard)
             return [found for shard in sorted(set(shards.values())) if (found := file_of(name, shard))]
     return []
+
+
+def require_below(file: Path, name: str) -> None:
+    """ValueError for a name in ``file`` that leads out of its directory."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise ValueError(
+            f"{file}: {name[:200]!r} leads out of the directory, expected the name of a file in it"
+        )
 
 
 def read_json(file: Path) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from elva.models.files import file_of, read_json, read_object
+from elva.models.files import file_of, read_json, read_object, require_below
 
 MODULES_FILE = "modules.json"
 POOLING_FOLDER = "1_Pooling"
@@ -63,6 +63,7 @@ def _pooling_folder(file: Path) -> str:
         raise ValueError(
             f"{file}: paths {paths} given, expected '' (the transformer beside this file) and the pooling's folder"
         )
+    require_below(file, paths[1])
     return paths[1]
 
 

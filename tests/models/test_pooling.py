@@ -139,3 +139,10 @@ def test_wrong_values_of_elva_json_are_one_line(values, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         read_config(str(tmp_path))
     assert str(error.value).startswith(f"{file}: ") and "\n" not in str(error.value)
+
+
+def test_a_pooling_of_another_directory_is_refused(tmp_path):
+    (tmp_path / "model").mkdir()
+    name = write(tmp_path / "model", f"{LIBRARY}Transformer", f"{LIBRARY}Pooling", pooling="../elsewhere")
+    with pytest.raises(ValueError, match=r"modules\.json: '\.\./elsewhere' leads out of the directory"):
+        read_config(name)

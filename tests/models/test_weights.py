@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -181,3 +182,27 @@ def test_weights_that_are_no_numbers_give_no_embeddings(saved, tmp_path):
     for mode in ("direct", "generative"):
         with pytest.raises(FloatingPointError, match=message):
             encoder.encode(["a red cat", "two dogs"], mode=mode)
+
+
+@pytest.mark.parametrize("shard", ["../other/model.safetensors", "/etc/hostname", "a\0b"])
+def test_an_index_reads_no_files_of_other_directories(saved, tmp_path, shard):
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-1.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    MultimodalEncoder.from_pretrained(folder, device="cpu")
+    index["weight_map"][embeddings(weights)] = shard
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json: .* leads out of the directory, expected the name"):
+        MultimodalEncoder.from_pretrained(folder, device="cpu")
+
+
+def test_an_index_without_weights_is_named(saved, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
+    with pytest.raises(ValueError, match=r"index\.json: weight_map is dict, expected names of files"):
+        MultimodalEncoder.from_pretrained(folder, device="cpu")

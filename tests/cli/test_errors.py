@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,10 @@ import typer
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
+import elva.data.mrbench
+import elva.demo
+import elva.evaluation
+import elva.training
 from elva.cli.errors import one_line
 from elva.cli.main import app
 
@@ -27,6 +33,10 @@ def fail(tmp_path, monkeypatch):
         def raise_it(*arguments, **options):
             raise error
 
+        # A module that is first imported now would keep what stands in for the class.
+        for package in (elva.data, elva.data.mrbench, elva.demo, elva.evaluation, elva.training):
+            for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+                importlib.import_module(module.name)
         monkeypatch.setattr("elva.data.mbeir.MBEIRDirectory", raise_it)
         monkeypatch.setattr("elva.training.run.run_stage", raise_it)
         monkeypatch.setattr("elva.demo.pipeline.run_base", raise_it)

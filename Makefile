@@ -13,6 +13,9 @@ FLOOR := requirements/floor.txt
 FLOOR_VENV ?= .venv-floor
 # What `make test-floor` runs.
 FLOOR_TESTS := $(addprefix tests/,cli data evaluation integrations losses models ops training)
+# The checkout without what is built or ignored, in $$copy, until the shell ends.
+BARE_COPY = copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
+	git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy"
 # What `make sanitize` runs, in one process.
 SANITIZE_TESTS := tests/ops tests/losses
 SANITIZE_SECONDS ?= 60
@@ -35,17 +38,13 @@ test-all: build ## every test
 	$(SIDE_BY_SIDE) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-floor: $(FLOOR_VENV)/.built ## tests on the oldest promised versions, from a bare checkout without the C++ kernels
-	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
-	    git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy" && \
-	    cd "$$copy" && \
+	$(BARE_COPY) && cd "$$copy" && \
 	    $(SIDE_BY_SIDE) PYTHONPATH="$$copy" $(abspath $(FLOOR_VENV))/bin/python -m pytest -n 2 -m "not slow" $(FLOOR_TESTS) $(PYTEST_ARGS)
 
 # The runtimes come first into a Python that was not built with them; an interpreter leaks by design. What they say on
 # standard error is not captured: they end the process, and pytest with it.
 sanitize: build ## the operators' tests and fuzzer on C++ kernels with AddressSanitizer and UBSan (Linux, g++)
-	copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
-	    git ls-files -z --cached --others --exclude-standard | tar c --null --files-from=- | tar x -C "$$copy" && \
-	    python=$$(realpath --no-symlinks $(BIN)/python) && \
+	$(BARE_COPY) && python=$(abspath $(BIN))/python && \
 	    $(BIN)/cmake -S "$$copy" -B "$$copy/build" -DCMAKE_CXX_COMPILER=$(CXX) -DELVA_SANITIZE=ON \
 	        -DELVA_PYTHON=$$python -DELVA_OUTPUT_DIRECTORY="$$copy/elva" && $(BIN)/cmake --build "$$copy/build" && \
 	    cd "$$copy" && export PYTHONPATH="$$copy" OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 && \

@@ -14,6 +14,11 @@ from elva.leftovers import claim, exit_on_signals, remove_abandoned
 from elva.locks import lock_name
 
 
+def leads_out(name: str | Path) -> bool:
+    """Whether a relative name that somebody else wrote may lie outside of the directory that it is joined to."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
 @contextmanager
 def atomic_file(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces ``target``, on error (and SIGTERM) it is removed."""

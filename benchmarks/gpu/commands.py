@@ -85,7 +85,7 @@ def run(
                     lambda text: print(text, flush=True),
                 )
                 workers.run(groups, options.begin + options.seconds)
-            file.write({"command": command, "closed": True, "counts": dict(counts)})
+            file.write({"command": command, "closed": True})
             end = "in"
         finally:
             summary = ", ".join(f"{counts[status]} {status}" for status in STATUSES)

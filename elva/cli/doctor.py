@@ -71,13 +71,16 @@ def run_checks() -> list[Check]:
     from elva.ops.table import OPERATORS
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    warnings.simplefilter("ignore", RuntimeWarning)  # that the C++ kernels are absent is said above the table
-    return [
-        check_operator(operator, device, getattr(torch, name))
-        for operator in OPERATORS.values()
-        for device in devices
-        for name in DTYPES[device]
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # that the C++ kernels are absent is said above the table
+        return [
+            check_operator(operator, device, getattr(torch, name))
+            for operator in OPERATORS.values()
+            for device in devices
+            for name in DTYPES[device]
+        ]
 
 
 def check_operator(operator: Operator, device: str, dtype: torch.dtype) -> Check:

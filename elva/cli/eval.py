@@ -58,7 +58,7 @@ def evaluate_command(
     from contextlib import ExitStack
 
     from elva.data.mbeir import MBEIRDirectory
-    from elva.evaluation.embedding_store import StoredEncoder, model_digest
+    from elva.evaluation.embedding_store import StoredEncoder
     from elva.evaluation.gallery import build_gallery
     from elva.evaluation.inputs import CandidateEmbeddings, Inputs, require_sound
     from elva.evaluation.mrbench import markdown, measure, write_mrbench
@@ -66,6 +66,7 @@ def evaluate_command(
     from elva.evaluation.retrieval import evaluate, select_tasks
     from elva.evaluation.unseen import require_unseen
     from elva.locks import lock_directory
+    from elva.models.identity import model_digest
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
     with one_line("elva eval", debug), ExitStack() as held:

@@ -24,6 +24,7 @@ from elva.data.records import (
     described,
     shortened,
 )
+from elva.files import leads_out
 
 __all__ = [
     "MODALITIES",
@@ -75,8 +76,7 @@ def path_inside(root: Path, relative: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {_reason(error)}") from error
     # ".." also where it comes back, through a link or the directory's own name: writers join the name as it stands
-    leaves = Path(relative).is_absolute() or ".." in Path(relative).parts
-    if leaves or not path.is_relative_to(root):
+    if leads_out(relative) or not path.is_relative_to(root):
         raise DataError(f"{shortened(relative, 200)}: path leaves the directory, expected one inside {root}")
     return path
 

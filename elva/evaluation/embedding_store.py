@@ -16,7 +16,6 @@ from torch import Tensor
 
 from elva.files import atomic_file
 from elva.models.identity import describe
-from elva.models.identity import model_digest as model_digest
 from elva.models.vision_store import digest
 from elva.progress import track
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from elva.files import leads_out
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -44,7 +46,7 @@ def weight_files(name: str) -> list[Path]:
 
 def require_below(file: Path, name: str) -> None:
     """ValueError for a name in ``file`` that leads out of its directory."""
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+    if leads_out(name) or "\0" in name:
         raise ValueError(
             f"{file}: {name[:200]!r} leads out of the directory, expected the name of a file in it"
         )

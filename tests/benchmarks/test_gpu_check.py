@@ -118,7 +118,7 @@ def test_lines_and_summary_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     group = {"tiered_rank": check.GROUPS["tiered_rank"]}
     assert check.main(["--out", str(tmp_path), "--device", "cpu"], group) == 0
     machine, *lines, closing = read_lines(tmp_path / "check.jsonl")
-    assert closing["closed"] and sum(closing["counts"].values()) == len(lines)
+    assert closing == {"command": "check", "closed": True}
     assert machine["device"] == "cpu" and machine["versions"]["torch"] == torch.__version__
     assert {"python", "commit", "date", "arguments"} <= machine.keys()
     expected = {"command", "operator", "case", "dtype", "status", "seconds", "reason", "traceback"}

@@ -92,7 +92,7 @@ def test_prints_the_tables_and_writes_both_files(
 def test_the_benchmark_keeps_embeddings_and_goes_on(
     data: Path, tmp_path: Path, encoder: BrightnessEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("elva.evaluation.embedding_store.model_digest", lambda encoder: "stand-in")
+    monkeypatch.setattr("elva.models.identity.model_digest", lambda encoder: "stand-in")
     out = tmp_path / "out"
     plain = run("m", "--data", data, "--out", tmp_path / "plain")
     result = run("m", "--data", data, "--benchmark", "mbeir", "--out", out)

@@ -66,7 +66,7 @@ def test_build_and_evaluate(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert list(check(built)) == []
 
     monkeypatch.setattr(eval_command, "load_encoder", lambda model: ColourEncoder())
-    monkeypatch.setattr("elva.evaluation.embedding_store.model_digest", lambda encoder: "stand-in")
+    monkeypatch.setattr("elva.models.identity.model_digest", lambda encoder: "stand-in")
     result = run("eval", "my-model", "--data", built, "--benchmark", "mrbench", "--out", out)
     assert result.exit_code == 0, result.output
     assert "| grains in the query | queries | hit@5 (%) |" in result.output

@@ -11,9 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from elva.evaluation import embedding_store
-from elva.evaluation.embedding_store import StoredEncoder, model_digest
+from elva.evaluation.embedding_store import StoredEncoder
 from elva.evaluation.retrieval import evaluate
 from elva.models import tiny
+from elva.models.identity import model_digest
 from tests.evaluation.conftest import WordEncoder, build
 
 

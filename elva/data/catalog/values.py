@@ -45,9 +45,9 @@ class ValueReader:
 
     def line(self, given: object, where: str) -> str:
         """A text (or number) with single spaces; empty where there is none; DataError for anything else."""
-        if given is None or isinstance(given, bool | list | Mapping):
-            if given is None:
-                return ""
+        if given is None:
+            return ""
+        if isinstance(given, bool | list | Mapping):
             raise DataError(f"{where} is {described(given)}, expected a text")
         return " ".join(self._text(given, where).split())
 

@@ -161,8 +161,9 @@ def _write_notes(
         for qid, reason in record.set_aside
     ]
     (root / SET_ASIDE).write_text("".join(lines), encoding="utf-8")
-    text = json.dumps(statistics, indent=1, ensure_ascii=False) + "\n"
-    (root / STATISTICS).write_text(text, encoding="utf-8")
+    (root / STATISTICS).write_text(
+        json.dumps(statistics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     write_datasheet(root)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from elva.data.records import DataError
+from elva.files import leads_out
 
 T = TypeVar("T")
 PICTURES = (".jpg", ".jpeg", ".png")
@@ -61,7 +62,7 @@ class Source:
 
     def _below(self, relative: str | Path) -> Path:
         """Names come from the authors' files; links are the user's own, who may keep pictures elsewhere."""
-        if Path(relative).is_absolute() or ".." in Path(relative).parts:
+        if leads_out(relative):
             raise DataError(f"{relative}: path leaves the directory, expected one inside {self.root}")
         return self.root / relative
 

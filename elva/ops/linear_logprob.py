@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from elva.ops import library
 from elva.ops.linear_logprob_check import check_arguments
+from elva.ops.linear_logprob_sums import of_sums
 
 TILE_ELEMENTS = 1 << 21
 """Logits that exist at once, in the PyTorch back-end and in the backward of a trained head."""
@@ -146,8 +147,10 @@ def _composite(
         here = (targets - first).clamp(0, head.shape[0] - 1)
         target = torch.where(own, logits.gather(1, here[:, None]).squeeze(1), target)
         new = torch.maximum(highest, logits.amax(1))
-        fade, p = (highest - new).exp(), (logits - new[:, None]).exp()
-        total, weighted, highest = total * fade + p.sum(1), weighted * fade + (p * logits).sum(1), new
+        fade, below = (highest - new).exp(), logits - new[:, None]
+        p = below.exp()
+        moved = torch.where(total > 0, weighted + total * (highest - new), 0)
+        total, weighted, highest = total * fade + p.sum(1), moved * fade + (p * below).sum(1), new
         if with_expected:
             p = _replace(p, trainable_rows, torch.zeros_like(row_logits), first)
             expected = expected * fade[:, None] + p @ head
@@ -155,7 +158,7 @@ def _composite(
     if with_expected:
         p = (row_logits - logsumexp[:, None]).exp()
         expected = expected / total[:, None] + p @ row_values
-    return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
+    return *of_sums(target, highest, total, weighted), logsumexp, expected
 
 
 def _replace(tile: Tensor, rows: Tensor, values: Tensor, first: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elva.kernels.linear_logprob import advance_kernel, replace_kernel
+from elva.ops.linear_logprob_sums import of_sums
 
 TILE_ELEMENTS = 1 << 23
 """Logits in one tile (32 MB): what lies between the two products is read again from the second-level cache."""
@@ -62,7 +63,7 @@ def forward(
     if with_expected:
         p = (given_logits / temperature - logsumexp[:, None]).exp()
         expected = expected / total[:, None] + p @ row_values.float()
-    return target - logsumexp, logsumexp - weighted / total, logsumexp, expected
+    return *of_sums(target, highest, total, weighted), logsumexp, expected
 
 
 def _replace(tile: Tensor, rows: Tensor, values: Tensor, first: int) -> None:

@@ -29,10 +29,10 @@ ELVA_INLINE double exponential(double x) { return std::exp(x); }
 
 template <typename A>
 struct Sums {
-  A total, weighted;  // of p, and of p * z
+  A total, weighted;  // of p, and of p * log p
 };
 
-// row[i] = exp(row[i] * scale - highest), with their sum and that of their products with row[i] * scale.
+// row[i] = p = exp(row[i] * scale - highest), with the sums of p and of p * log p.
 template <typename A>
 ELVA_INLINE Sums<A> exponentials_body(A* row, int64_t size, A scale, A highest) {
   constexpr int64_t lanes = 16;
@@ -40,14 +40,14 @@ ELVA_INLINE Sums<A> exponentials_body(A* row, int64_t size, A scale, A highest) 
   int64_t i = 0;
   for (; i + lanes <= size; i += lanes) {
     for (int64_t k = 0; k < lanes; ++k) {
-      const A z = row[i + k] * scale, p = exponential(z - highest);
+      const A z = row[i + k] * scale - highest, p = exponential(z);
       row[i + k] = p;
       total[k] += p;
       weighted[k] += p * z;
     }
   }
   for (; i < size; ++i) {
-    const A z = row[i] * scale, p = exponential(z - highest);
+    const A z = row[i] * scale - highest, p = exponential(z);
     row[i] = p;
     total[0] += p;
     weighted[0] += p * z;

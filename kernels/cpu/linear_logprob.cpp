@@ -51,7 +51,7 @@ Tensor widened(const Tensor& rows, int64_t first, int64_t count, const Tensor& b
 template <typename A>
 struct Running {
   A highest = -std::numeric_limits<A>::infinity();  // logit
-  A total = 0, weighted = 0;                        // sums of exp(z - highest), and of its products with z
+  A total = 0, weighted = 0;                        // sums of p = exp(z - highest), and of p * (z - highest)
   A target = 0;                                     // the target's logit
   A fade = 0;                                       // what the last tile's maximum left of earlier sums
 };
@@ -86,7 +86,8 @@ void advance(Running<A>& token, A* logits, int64_t width, A scale) {
   const A highest = std::max(token.highest, maximum(logits, width) * scale);
   const A fade = exponential(token.highest - highest);
   const Sums<A> sums = exponentials(logits, width, scale, highest);
-  token = {highest, token.total * fade + sums.total, token.weighted * fade + sums.weighted, token.target, fade};
+  const A moved = token.total == 0 ? A(0) : token.weighted + token.total * (token.highest - highest);
+  token = {highest, token.total * fade + sums.total, moved * fade + sums.weighted, token.target, fade};
 }
 
 // expected = expected * fade + product
@@ -178,9 +179,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_logprob(const Tensor& hidden_i
     A* sums = logsumexp.mutable_data_ptr<A>();
     A* means = with_expected ? expected.mutable_data_ptr<A>() : nullptr;
     for (int64_t t = 0; t < count; ++t) {
-      sums[t] = tokens[t].highest + std::log(tokens[t].total);
-      logprobs[t] = tokens[t].target - sums[t];
-      entropies[t] = sums[t] - tokens[t].weighted / tokens[t].total;
+      const A log_total = std::log(tokens[t].total);
+      sums[t] = tokens[t].highest + log_total;
+      // by distances from the highest logit: their size, not the logits', bounds the rounding
+      logprobs[t] = (tokens[t].target - tokens[t].highest) - log_total;
+      entropies[t] = std::max(log_total - tokens[t].weighted / tokens[t].total, A(0));
       if (!means) continue;
       for (int64_t i = 0; i < dim; ++i) means[t * dim + i] /= tokens[t].total;
       given.add(t, scale, sums[t], means + t * dim);

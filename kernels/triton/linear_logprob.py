@@ -35,16 +35,19 @@ def advance_kernel(
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
-        z = tl.load(logits_ptr + column, mask=inside, other=0.0) * scale
-        p = tl.where(inside, tl.exp(z - highest), 0.0)
+        z = tl.load(logits_ptr + column, mask=inside, other=0.0) * scale - highest
+        p = tl.where(inside, tl.exp(z), 0.0)
         total += p
         weighted += p * z
         tl.store(probabilities_ptr + column, p.to(probabilities_ptr.dtype.element_ty), mask=inside)
     fade = tl.exp(old - highest)
     tl.store(fade_ptr + row, fade)
     tl.store(highest_ptr + row, highest)
-    tl.store(total_ptr + row, tl.load(total_ptr + row) * fade + tl.sum(total, axis=0))
-    tl.store(weighted_ptr + row, tl.load(weighted_ptr + row) * fade + tl.sum(weighted, axis=0))
+    before = tl.load(total_ptr + row)
+    # p · (z − highest) of earlier tiles, with the new maximum; there is none of the first
+    moved = tl.where(before > 0, tl.load(weighted_ptr + row) + before * (old - highest), 0.0)
+    tl.store(total_ptr + row, before * fade + tl.sum(total, axis=0))
+    tl.store(weighted_ptr + row, moved * fade + tl.sum(weighted, axis=0))
 
 
 @triton.jit(do_not_specialize=("first", "width", "given"))

@@ -81,7 +81,7 @@ class Draws:
 def clear(values: Tensor, gap: float = 1e-4) -> bool:
     """True where no two of the last dimension are nearly, but not quite, equal: then rounding decides no order.
 
-    Equal to the last bit of float64 are only copies, which every dtype finds equal.
+    Equal to the last bit of float64 are only copies.
     """
     ordered = values.double().nan_to_num(0.0).sort(dim=-1).values
     steps = ordered.diff(dim=-1)

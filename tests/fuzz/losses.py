@@ -86,7 +86,18 @@ def _settled(inputs: dict[str, Any], *borders: float) -> bool:
     near = any(((x - border).abs() < gap).any() for x in (between,) for border in borders)
     ranked = torch.cat([cosines.positive[:, None], negative], 1)
     slack = (cosines.positive[:, None] - negative - 0.1).abs() < gap
-    return clear(ranked, gap) and clear(between, gap) and not near and not bool(slack.any())
+    if not (clear(ranked, gap) and clear(between, gap)) or near or bool(slack.any()):
+        return False
+    # the places of two copies in a product decide whether float32 finds them equal
+    own = similarities(as_rows(inputs["query"], inputs["positive"], inputs["negatives"], inputs["mask"]))
+    own_ranked = torch.cat([own.positive[:, None], torch.where(mask, own.negative, 0.0)], 1)
+    pairs = ((ranked, own_ranked), (between, torch.where(mask, own.between, 0.0)))
+    return all(torch.equal(_ties(wide), _ties(narrow)) for wide, narrow in pairs)
+
+
+def _ties(values: Tensor) -> Tensor:
+    """Which two of the last dimension are equal, bool ``[..., n, n]``."""
+    return values[..., :, None] == values[..., None, :]
 
 
 def elva_loss(draws: Draws) -> Loss:

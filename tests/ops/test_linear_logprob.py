@@ -168,8 +168,8 @@ def test_trainable_rows_get_a_sparse_gradient():
     found = results(linear_logprob, hidden, weight, targets, True, trainable_rows=rows)
     expected = results(linear_logprob_reference, hidden, weight, targets, True, trainable_rows=rows)
     assert found[3].is_sparse
-    torch.testing.assert_close(found[3].to_dense(), expected[3], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[2], expected[2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[3].to_dense(), expected[3], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[2], expected[2], rtol=0, atol=1e-5)
 
 
 def some_rows(vocabulary: int) -> Tensor:
@@ -234,6 +234,21 @@ def test_extreme_logits(backend):
     out = FROZEN[backend](hidden, weight, torch.tensor([301, 301], device=DEVICE))
     assert out.logprob.tolist() == [0.0, -2000.0]
     assert out.entropy.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", FROZEN)
+@pytest.mark.parametrize("place", [0, 299, 599])
+def test_what_is_nearly_certain_is_as_accurate_as_what_is_not(monkeypatch, backend, place):
+    """Logits of 1,000 whose distances are exact: rounding by the logits' size would be 1e-4."""
+    monkeypatch.setattr(sys.modules["elva.ops.linear_logprob"], "TILE_ELEMENTS", 256)
+    logits = torch.full((600,), 988.0)
+    logits[place] = 1000.0
+    hidden = torch.ones(1, 1, device=DEVICE)
+    out = FROZEN[backend](hidden, logits[:, None].to(DEVICE), torch.tensor([place], device=DEVICE))
+    exact = logits.double().log_softmax(0)
+    torch.testing.assert_close(out.logprob.double().cpu(), exact[[place]], rtol=0, atol=1e-5)
+    entropy = -(exact.exp() * exact).sum()[None]
+    torch.testing.assert_close(out.entropy.double().cpu(), entropy, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", FROZEN)

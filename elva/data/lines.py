@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elva.data.records import DataError
+from elva.data.records import DataError, described
 
 MARK = b"\xef\xbb\xbf"
 MAX_DEPTH = 50
@@ -28,15 +29,27 @@ def numbered_lines(path: Path, pipes: bool = False) -> Iterator[tuple[int, bytes
                 yield number, content
 
 
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; ValueError when it is none, or an object of it gives a key twice.
+
+    The Unicode forms of a key are one key: whichever came last would silently win.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"malformed JSON: {error}") from error
+
+
 def parse_json_line(line: bytes) -> Any:
     """The value of one line of a JSON-lines file; ValueError when it is not UTF-8 JSON that can be written again.
 
-    So neither half a surrogate pair nor a nesting deeper than ``MAX_DEPTH``.
+    So neither half a surrogate pair nor a nesting deeper than ``MAX_DEPTH``, nor a key twice (``parse_json``).
     """
     try:
-        value = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise ValueError(f"malformed JSON: {error}") from error
+    value = parse_json(text)
     if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"nested JSON: deeper than {MAX_DEPTH} lists and objects, expected a flat record")
     if b"\\u" in line:
@@ -71,6 +84,17 @@ def read_json_lines(path: Path, shown: str, pipes: bool = False) -> Iterator[tup
             yield where, value
     except OSError as error:
         raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    seen: set[str] = set()
+    for key, _ in pairs:
+        form = key if key.isascii() else unicodedata.normalize("NFC", key)
+        if form in seen:
+            raise ValueError(f"the key {described(form)} stands twice in one object, expected once")
+        seen.add(form)
+    return found
 
 
 def _is_deeper(value: Any, depth: int) -> bool:

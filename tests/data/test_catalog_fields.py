@@ -79,6 +79,35 @@ def test_a10_keys_may_stand_in_any_form(tmp_path: Path) -> None:
     assert values(catalog) == [{"big"}, {"small"}]
 
 
+def test_texts_and_pictures_may_stand_under_any_form_of_their_field(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "größe") for form in ("NFC", "NFD")]
+    records = [{"m": "x", form: "a text", f"{form}2": f"{n}.png"} for n, form in enumerate(forms)]
+    path = write(tmp_path, records)
+    for form in forms:
+        catalog = read_catalog(path, ["m"], image_field=f"{form}2", text_field=form)
+        assert [(item.text, item.image) for item in catalog.items] == [
+            ("a text", "0.png"),
+            ("a text", "1.png"),
+        ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"image": "0.png", "größe": "big", "gro\u0308ße": "small"}',
+        '{"image": "0.png", "attributes": {"größe": "big", "größe": "big"}}',
+    ],
+)
+def test_a_key_twice_in_one_item_is_refused(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, [{"größe": "x"}])
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_catalog(path, ["größe"])
+    assert str(caught.value) == (
+        f"{path}:2: -: malformed JSON: the key 'größe' stands twice in one object, expected once"
+    )
+
+
 def test_a10_two_forms_of_one_text_are_one_candidate_and_one_name(tmp_path: Path) -> None:
     forms = ("Café chair. Old.", "Cafe\u0301 chair.\u00a0Old.")
     records = [

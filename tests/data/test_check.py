@@ -85,6 +85,10 @@ FAULTS: dict[str, Fault] = {
         lambda r: append(r, QUERIES, b'{"qid": "20:9",\n'),
         *(QUERIES, 7, "-", "malformed JSON"),
     ),
+    "a key twice": (
+        lambda r: append(r, POOL, b'{"did": "20:9", "txt": "a", "modality": "text", "txt": "b"}\n'),
+        *(POOL, 7, "-", "malformed JSON: the key 'txt' stands twice in one object, expected once"),
+    ),
     "not an object": (lambda r: append(r, POOL, b"[1, 2]\n"), *(POOL, 7, "-", "the line is [1, 2]")),
     "not UTF-8": (lambda r: append(r, POOL, b"\xff\xfe\n"), *(POOL, 7, "-", "malformed JSON: 'utf-8' codec")),
     "grain span": (

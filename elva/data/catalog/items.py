@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from elva.data.catalog.copies import fingerprint, without_copies
 from elva.data.catalog.item import Catalog, Item
-from elva.data.catalog.values import Grains, Value, ValueReader, lookup, spoken_key
+from elva.data.catalog.values import (
+    Grains,
+    Value,
+    ValueReader,
+    composed,
+    lookup,
+    spoken_key,
+    with_composed_keys,
+)
 from elva.data.mbeir import DataError, read_json_lines
 from elva.data.records import record_id, shortened
 from elva.pictures import PictureError, read_rgb
@@ -49,6 +56,9 @@ def read_catalog(
             raise DataError(
                 f"{where}: {record_id(record, 'id')}: expected a JSON object; 'attributes' likewise"
             )
+    records = [(where, with_composed_keys(record)) for where, record in records]
+    image_field, text_field = composed(image_field), composed(text_field)
+    alt_image_field = composed(alt_image_field) if alt_image_field else None
     _check_keys(path, [record for _, record in records], grains, image_field, alt_image_field, text_field)
     folder = path.parent.resolve()
     values = ValueReader()
@@ -105,9 +115,8 @@ def _check_keys(
 ) -> None:
     fields = {key for record in records for key in record} - {"attributes"}
     attributes = {key for record in records for key in record.get("attributes") or ()}
-    known = {unicodedata.normalize("NFC", key) for key in fields | attributes}
     for key in grains:
-        if unicodedata.normalize("NFC", key) not in known:
+        if composed(key) not in fields | attributes:
             raise DataError(f"{path}: no item has the grain key {key!r}; keys: {_names(fields | attributes)}")
     # "text" is only a default: a catalogue without texts gets sentences of its attributes instead.
     for name, field in (("image", image_field), ("alternative image", alt_image_field), ("text", text_field)):

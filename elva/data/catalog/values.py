@@ -59,7 +59,7 @@ class ValueReader:
             return "yes" if value else "no"
         if isinstance(value, list | Mapping):
             raise DataError(f"{where} holds {described(value)}, expected a text, a number or a list of them")
-        return spoken_key(unicodedata.normalize("NFC", self._text(value, where)))
+        return spoken_key(composed(self._text(value, where)))
 
     def _text(self, value: object, where: str) -> str:
         if isinstance(value, float):
@@ -80,12 +80,21 @@ class ValueReader:
 
 def lookup(record: Mapping[str, Any], key: str) -> object:
     """What the item gives for a key: in its attributes, then in itself; keys in any Unicode form are the same."""
-    key = unicodedata.normalize("NFC", key)
-    for fields in (record.get("attributes") or {}, record):
-        for name in fields:
-            if unicodedata.normalize("NFC", name) == key:
-                return fields[name]
-    return None
+    key = composed(key)
+    attributes = record.get("attributes") or {}
+    return attributes[key] if key in attributes else record.get(key)
+
+
+def with_composed_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The item as ``lookup`` reads it: its keys, and those of its attributes, in one Unicode form."""
+    item = {composed(key): value for key, value in record.items()}
+    if item.get("attributes"):
+        item["attributes"] = {composed(key): value for key, value in item["attributes"].items()}
+    return item
+
+
+def composed(key: str) -> str:
+    return unicodedata.normalize("NFC", key)
 
 
 def spoken_key(key: str) -> str:

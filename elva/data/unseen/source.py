@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from elva.data.lines import parse_json
 from elva.data.records import DataError
 from elva.files import leads_out
 
@@ -38,9 +39,11 @@ class Source:
 
     def json(self, relative: str) -> Any:
         try:
-            return json.loads(self.text(relative))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{relative}: malformed JSON: {error}") from error
+            return parse_json(self.text(relative))
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{relative}: {error}") from error
 
     def csv(self, relative: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """(``"file:line"``, record) for each line below the header."""

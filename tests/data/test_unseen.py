@@ -308,7 +308,7 @@ def test_absolute_names_in_a_source_are_refused(source: Path) -> None:
     reader = Source(source, "")
     for read in (
         lambda: reader.path(str(source.parent / "secret.jpg")),
-        lambda: reader.picture("images", str(source.parent / "secret")),
+        lambda: reader.picture("images", str(source.parent / "secret"), "record 0"),
     ):
         with pytest.raises(DataError, match=r"secret\.jpg: path leaves the directory"):
             read()

@@ -182,7 +182,9 @@ def test_a11_a_second_picture_that_is_another_items_first_by_path(tmp_path: Path
     assert [item.image for item in catalog.items if item.alt_image is None] == ["4.png", "5.png"]
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "NULL", "-", "—", "N/A", " - ", "<NA>"])
+@pytest.mark.parametrize(
+    "word", ["nan", "NaN", "None", "null", "NULL", "-", "—", "N/A", " - ", "<NA>", "―", "−", "N.A."]
+)
 def test_c31_words_for_nothing_are_missing_and_counted(tmp_path: Path, word: str) -> None:
     records = [{"m": word, "text": word, "name": word}, {"m": ["red", word]}, {"m": "a-b"}]
     catalog = read_catalog(write(tmp_path, records), ["m"])
@@ -209,6 +211,8 @@ def test_c31_numbers_are_texts(tmp_path: Path) -> None:
         ({"m": "('red',)"}, "m is \"('red',)\", a list or object written as text"),
         ({"m": ["{'a': 1}"]}, "m is \"{'a': 1}\", a list or object written as text"),
         ({"text": "['a red cup']"}, "text is \"['a red cup']\", a list or object written as text"),
+        ({"m": [2, float("inf")]}, "m is inf, expected a finite number"),
+        ({"name": float("-inf")}, "name is -inf, expected a finite number"),
         ({"m": {"a": "x" * 500}}, "m holds {'a': 'xxx"),
     ],
 )
@@ -243,6 +247,7 @@ def test_c31_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "spoken"),
     [
+        ("navy－blue", "navy blue"),
         ("navy-blue", "navy blue"),
         ("navy\u200b-blue", "navy\u200b blue"),
         ("m\u0302-x", "m\u0302 x"),

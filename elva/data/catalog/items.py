@@ -38,10 +38,11 @@ def read_catalog(
     """Read a catalogue, with every picture opened and decoded once.
 
     A grain key is looked up in ``item["attributes"]``, then in the item itself. Absent, null and empty values are
-    missing, as are "nan", "None", "null" and dashes (counted in ``Catalog.missing``); numbers become text; dashes and
-    underscores inside a value become spaces; spellings that differ only in Unicode form, format characters, white
-    space or case are one value (the first one met). Items whose picture an earlier item has, and second pictures that
-    are another picture of the catalogue, are left out by their pixels (``Catalog.left_out``).
+    missing, as are "nan", "None", "N/A" and dashes alone (``stands_for_nothing``; counted in ``Catalog.missing``);
+    numbers become text; dashes and underscores inside a value become spaces; spellings that differ only in Unicode
+    form, format characters, white space or case are one value (the first one met). Items whose picture an earlier item
+    has, and second pictures that are another picture of the catalogue, are left out by their pixels
+    (``Catalog.left_out``).
 
     Raises DataError, naming ``path:line``, for a picture that is missing, unusable, used twice or outside the
     catalogue's folder, for a value that is an object, a list in a list or a list written as text, and for a name or

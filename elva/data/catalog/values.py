@@ -12,18 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elva.data.records import DataError, described
-from elva.data.wording import comparable, is_blank, visible
+from elva.data.wording import comparable, is_blank, stands_for_nothing, visible
 
 Value = tuple[str, str]
 """One grain value: (key, value)."""
 Grains = frozenset[Value]
 
-MISSING = frozenset({"nan", "none", "null", "n/a", "<na>", "nat", "-", "--", "–", "—"})
-"""What tables write where there is nothing, in ``comparable``'s form."""
-
 
 class ValueReader:
-    """Reads fields of records; ``missing`` counts the texts that it took for nothing (``MISSING``).
+    """Reads fields of records; ``missing`` counts the texts that it took for nothing.
 
     Spellings that differ only in Unicode form, format characters, white space or case are one value: the first met.
     """
@@ -63,13 +60,14 @@ class ValueReader:
 
     def _text(self, value: object, where: str) -> str:
         if isinstance(value, float):
-            if not math.isfinite(value):
+            if math.isinf(value):
+                raise DataError(f"{where} is {value}, expected a finite number")
+            if math.isnan(value):
                 return ""
             return str(int(value) if value.is_integer() else value)
         text = str(value).strip()
-        form = comparable(text)
-        if form in MISSING:
-            self.missing[form] += 1
+        if stands_for_nothing(text):
+            self.missing[comparable(text)] += 1
             return ""
         if _is_written_list(text):
             raise DataError(
@@ -103,7 +101,7 @@ def spoken_key(key: str) -> str:
     An accent or an invisible character, which stays, belongs to its word.
     """
     words = "".join("x" if unicodedata.combining(c) or not visible(c) else c for c in key)
-    for dashes in reversed(list(re.finditer(r"(?<=\w)[-‐‑_]+(?=\w)|_+", words))):
+    for dashes in reversed(list(re.finditer(r"(?<=\w)[-‐‑﹣－_]+(?=\w)|_+", words))):
         key = f"{key[: dashes.start()]} {key[dashes.end() :]}"
     return " ".join(key.split())
 

@@ -48,9 +48,13 @@ def check(root: str | Path) -> Iterator[Problem]:
     """Yield every problem of the directory, in this order: instructions, pools, queries, qrels, captions, pictures.
 
     Every line of every file is looked at, every distinct picture decoded once (and reported at its first
-    use); no content raises.
+    use); no content raises. Without a folder ``query`` nothing else is looked at.
     """
     checker = _Checker(Path(root))
+    if not os.path.isdir(checker.root / "query"):
+        message = f"not an M-BEIR directory: no folder query in {shortened(str(root), 500)}"
+        yield Problem("query", 0, NO_ID, message)
+        return
     for step in (
         checker.read_instructions,
         checker.read_pools,
@@ -71,9 +75,6 @@ class _Checker(Reader):
         self.qids: dict[str, set[str]] = {}
 
     def read_instructions(self) -> None:
-        if not (self.root / "query").is_dir():
-            self.report("query", 0, NO_ID, f"not an M-BEIR directory: no folder query in {self.root}")
-            return
         if not (self.root / INSTRUCTIONS).is_file():
             self.report(INSTRUCTIONS, 0, NO_ID, "missing file, every query needs an instruction")
             return
@@ -111,7 +112,7 @@ class _Checker(Reader):
 
     def read_queries(self) -> None:
         files = self.files("query", ".jsonl")
-        if not files and (self.root / "query").is_dir():
+        if not files:
             self.report("query", 0, NO_ID, "no query files, expected query/{train,val,test}/mbeir_*.jsonl")
         for relative in track(files, "Reading queries"):
             kind = parse_query_file(relative)

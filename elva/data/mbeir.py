@@ -5,6 +5,7 @@ The reader is strict: the first problem is a ``DataError``. ``elva.data.check`` 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -106,8 +107,9 @@ def path_inside(root: Path, relative: str) -> Path:
     """``root / relative`` without links; DataError when it leaves ``root``, which must be resolved itself."""
     try:
         path = (root / relative).resolve()
+        path.exists()  # a name that is too long fails here alone
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {_reason(error)}") from error
+        raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {reason_of(error)}") from error
     # ".." also where it comes back, through a link or the directory's own name: writers join the name as it stands
     if leads_out(relative) or not path.is_relative_to(root):
         raise DataError(f"{shortened(relative, 200)}: path leaves the directory, expected one inside {root}")
@@ -119,7 +121,8 @@ def contradiction(did: str, earlier: int, later: int) -> str:
     return f"contradicting qrels: {did} has relevance {earlier}, then {later}; expected one"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a path cannot be used, without the path."""
     # an OSError would say the whole name again
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
@@ -132,8 +135,9 @@ class MBEIRDirectory:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        if not (self.root / "query").is_dir():
-            raise DataError(f"{self.root}: not an M-BEIR directory: expected a folder query/ in it")
+        if not os.path.isdir(self.root / "query"):
+            shown = shortened(str(self.root), 500)
+            raise DataError(f"{shown}: not an M-BEIR directory: expected a folder query/ in it")
         self._resolved = self.root.resolve()
 
     def path(self, relative: str) -> Path:

@@ -224,6 +224,16 @@ def test_c31_what_cannot_be_read_is_named(tmp_path: Path, change: dict[str, Any]
     assert len(str(error.value)) < len(str(path)) + 250
 
 
+@pytest.mark.parametrize("field", ["image", "other"])
+@pytest.mark.parametrize("value", ["x" * 300, "x/" * 3000, "", "a\0b", 7, ["x" * 300]])
+def test_a_picture_that_cannot_be_is_named_with_file_and_line(tmp_path: Path, field: str, value: Any) -> None:
+    path = write(tmp_path, [{"m": "x", "other": None}, {"m": "y", field: value}])
+    with pytest.raises(DataError, match=r"a usable path: |expected the path of a picture") as caught:
+        read_catalog(path, ["m"], alt_image_field="other")
+    assert str(caught.value).startswith(f"{path}:2: no id: {field} ")
+    assert len(str(caught.value)) < len(str(path)) + 200
+
+
 def test_c31_brackets_alone_are_no_list(tmp_path: Path) -> None:
     catalog = read_catalog(write(tmp_path, [{"m": "[sic]"}, {"m": "(red)"}, {"m": "(1)"}]), ["m"])
     assert values(catalog) == [{"[sic]"}, {"(red)"}, {"(1)"}]

@@ -18,8 +18,8 @@ from elva.data.catalog.values import (
     spoken_key,
     with_composed_keys,
 )
-from elva.data.mbeir import DataError, read_json_lines
-from elva.data.records import record_id, shortened
+from elva.data.mbeir import DataError, read_json_lines, reason_of
+from elva.data.records import described, record_id, shortened
 from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
@@ -132,16 +132,17 @@ def _names(keys: Iterable[str]) -> str:
 def _picture(folder: Path, given: object, where: str, pixels: dict[str, bytes]) -> str:
     """The path of a picture that can be decoded, relative to the (resolved) folder; its fingerprint into ``pixels``."""
     if not isinstance(given, str) or not given:
-        raise DataError(f"{where} is {given!r}, expected the path of a picture")
+        raise DataError(f"{where} is {described(given)}, expected the path of a picture")
     try:
         resolved = (folder / given).resolve()
+        found = resolved.is_file()
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where} {given!r} is not a usable path: {error}") from error
+        raise DataError(f"{where} {described(given)} is not a usable path: {reason_of(error)}") from error
     if Path(given).is_absolute() or not resolved.is_relative_to(folder):
         raise DataError(
             f"{where} {given!r} leaves the catalogue's folder {folder}, expected a path inside it"
         )
-    if not resolved.is_file():
+    if not found:
         raise DataError(f"{where} {given!r} does not exist in {folder}, expected a picture")
     relative = resolved.relative_to(folder).as_posix()
     if relative not in pixels:

@@ -11,6 +11,14 @@ from typing import Any
 from elva.data.records import DataError, described
 
 MARK = b"\xef\xbb\xbf"
+_OTHER_KINDS = (
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PAR1", "Parquet"),
+)
 MAX_DEPTH = 50
 """Nesting that Python writes again from any depth of calls; no field of the layout needs more than three."""
 
@@ -18,15 +26,28 @@ MAX_DEPTH = 50
 def numbered_lines(path: Path, pipes: bool = False) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, numbered from 1, without a byte order mark.
 
-    Raises OSError where the file cannot be read, or is none: a pipe would be waited for (unless ``pipes``).
+    Raises OSError where the file cannot be read, is none (a pipe would be waited for, unless ``pipes``) or holds
+    something else (``refuse_other_kinds``).
     """
     if path.exists() and not path.is_file() and not pipes:
-        raise OSError(0, "not a regular file")
+        raise OSError(0, "a directory, not a regular file" if path.is_dir() else "not a regular file")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if number == 1:
+                refuse_other_kinds(line)
             content = line.removeprefix(MARK)
             if content.strip():
                 yield number, content
+
+
+def refuse_other_kinds(start: bytes) -> None:
+    """OSError for a file with this beginning that is no UTF-8 text, but compressed, Parquet, UTF-16 or UTF-32."""
+    kind = next((kind for mark, kind in _OTHER_KINDS if start.startswith(mark)), None)
+    encoding = json.detect_encoding(start)
+    if kind is None and not encoding.startswith("utf-8"):
+        kind = f"{encoding[:6].upper()} text"
+    if kind is not None:
+        raise OSError(0, f"the file is {kind}, expected UTF-8 text")
 
 
 def parse_json(text: str) -> Any:
@@ -36,6 +57,9 @@ def parse_json(text: str) -> Any:
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        found = described(text[error.pos : error.pos + 60].rstrip())
+        raise ValueError(f"malformed JSON: {error}, at {found}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"malformed JSON: {error}") from error
 

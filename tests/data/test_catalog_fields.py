@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -237,6 +238,38 @@ def test_a_picture_that_cannot_be_is_named_with_file_and_line(tmp_path: Path, fi
 def test_c31_brackets_alone_are_no_list(tmp_path: Path) -> None:
     catalog = read_catalog(write(tmp_path, [{"m": "[sic]"}, {"m": "(red)"}, {"m": "(1)"}]), ["m"])
     assert values(catalog) == [{"[sic]"}, {"(red)"}, {"(1)"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"image": "0.png"}'.encode("utf-16"),
+            ": cannot be read: the file is UTF-16 text, expected UTF-8 text",
+        ),
+        (
+            '{"image": "0.png"}'.encode("utf-16-be"),
+            ": cannot be read: the file is UTF-16 text, expected UTF-8 text",
+        ),
+        (
+            '{"image": "0.png"}'.encode("utf-32"),
+            ": cannot be read: the file is UTF-32 text, expected UTF-8 text",
+        ),
+        (gzip.compress(b"{}"), ": cannot be read: the file is gzip, expected UTF-8 text"),
+        (b"PK\x03\x04\0\0", ": cannot be read: the file is a zip archive, expected UTF-8 text"),
+        (b"\nimage,m\n0.png,x\n", ":2: begins with 'image,m', expected one JSON object a line (no CSV)"),
+        (b"- image: 0.png\n", ":1: begins with '- image: 0.png', expected one JSON object a line (no CSV)"),
+        (None, ": cannot be read: a directory, not a regular file"),
+    ],
+)
+def test_a_file_that_is_no_catalogue_is_called_what_it_is(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "items.jsonl"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_catalog(path, ["m"])
+    assert str(caught.value) == f"{path}{message}"
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -95,6 +95,14 @@ FAULTS: dict[str, Fault] = {
         lambda r: append(r, QUERIES, b'{"qid": "20:9",\n'),
         *(QUERIES, 7, "-", "malformed JSON"),
     ),
+    "a line of a table": (
+        lambda r: append(r, POOL, b"did,txt\n"),
+        *(POOL, 7, "-", "malformed JSON: Expecting value: line 1 column 1 (char 0), at 'did,txt'"),
+    ),
+    "UTF-16": (
+        lambda r: (r / QUERIES).write_bytes((r / QUERIES).read_text().encode("utf-16-le")),
+        *(QUERIES, 0, "-", "cannot be read: the file is UTF-16 text, expected UTF-8 text"),
+    ),
     "a key twice": (
         lambda r: append(r, POOL, b'{"did": "20:9", "txt": "a", "modality": "text", "txt": "b"}\n'),
         *(POOL, 7, "-", "malformed JSON: the key 'txt' stands twice in one object, expected once"),

@@ -212,6 +212,7 @@ def test_msvd_has_every_description_of_the_list(source: Path) -> None:
             [{"target": ["B1"]}],
             r"record 0: expected target \[url, ASIN\]",
         ),
+        ("circo", "annotations/val.json", "\0[\0]", "the file is UTF-16 text, expected UTF-8 text"),
         ("sugarcrepe", "data/add_att.json", [], "expected an object"),
         ("sugarcrepe", "data/add_att.json", '{"0": {}, "0": {}}', "the key '0' stands twice in one object"),
         ("msrvtt", "MSRVTT_JSFUSION_test.csv", "a,b\n1,2\n", "video_id is null"),

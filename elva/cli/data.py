@@ -70,7 +70,7 @@ def from_catalog(
 ) -> None:
     """Turn a catalogue of pictures with attributes into the eight tasks and a multi-grain test split.
 
-    What is left out (copies of pictures) or read as missing ("nan", "None", "null", "-") is counted, here and in
+    What is left out (copies of pictures) or read as missing ("nan", "None", "N/A", dashes) is counted, here and in
     OUT/catalog.json.
     """
     keys = [key.strip() for key in grains.split(",") if key.strip()]

@@ -71,7 +71,7 @@ def evaluate_command(
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
     with one_line("elva eval", debug), ExitStack() as held:
         if check:
-            require_sound(data)
+            require_sound(data, pool)
         directory = MBEIRDirectory(data)
         inputs = Inputs(directory, instructions)
         chosen = select_tasks(directory, split, names)

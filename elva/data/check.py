@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from elva.data.captions import FILE as CAPTIONS
 from elva.data.captions import parse_caption
@@ -15,10 +14,12 @@ from elva.data.check_qrels import check_qrels
 from elva.data.instructions import InstructionRow, numbered_rows
 from elva.data.mbeir import (
     INSTRUCTIONS,
+    QUERY_NAME,
     UNION_TRAIN_QUERIES,
-    UNION_VAL_QUERIES,
+    QueryFile,
     global_pool_file,
     local_pool_file,
+    parse_query_file,
     path_inside,
     qrels_file,
     shared_local_pool_file,
@@ -38,26 +39,22 @@ from elva.data.unseen import unseen_set_of
 from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
-__all__ = ["Problem", "check"]
+__all__ = ["NO_GLOBAL_POOL", "Problem", "check"]
 
-QUERY_NAME = "mbeir_{dataset}_task{t}_{split}.jsonl"
-TRAIN_FILE = re.compile(r"query/train/mbeir_(.+)_train\.jsonl")
-TASK_FILE = re.compile(r"query/(val|test)/mbeir_(.+)_task(\d+)_\1\.jsonl")
-
-
-class _QueryFile(NamedTuple):
-    split: str
-    dataset: str | None
-    task_id: int | None
+NO_GLOBAL_POOL = "no global pool"
 
 
 def check(root: str | Path) -> Iterator[Problem]:
     """Yield every problem of the directory, in this order: instructions, pools, queries, qrels, captions, pictures.
 
     Every line of every file is looked at, every distinct picture decoded once (and reported at its first
-    use); no content raises.
+    use); no content raises. Without a folder ``query`` nothing else is looked at.
     """
     checker = _Checker(Path(root))
+    if not os.path.isdir(checker.root / "query"):
+        message = f"not an M-BEIR directory: no folder query in {shortened(str(root), 500)}"
+        yield Problem("query", 0, NO_ID, message)
+        return
     for step in (
         checker.read_instructions,
         checker.read_pools,
@@ -78,9 +75,6 @@ class _Checker(Reader):
         self.qids: dict[str, set[str]] = {}
 
     def read_instructions(self) -> None:
-        if not (self.root / "query").is_dir():
-            self.report("query", 0, NO_ID, f"not an M-BEIR directory: no folder query in {self.root}")
-            return
         if not (self.root / INSTRUCTIONS).is_file():
             self.report(INSTRUCTIONS, 0, NO_ID, "missing file, every query needs an instruction")
             return
@@ -118,15 +112,21 @@ class _Checker(Reader):
 
     def read_queries(self) -> None:
         files = self.files("query", ".jsonl")
-        if not files and (self.root / "query").is_dir():
+        if not files:
             self.report("query", 0, NO_ID, "no query files, expected query/{train,val,test}/mbeir_*.jsonl")
         for relative in track(files, "Reading queries"):
-            kind = _query_file_kind(relative)
+            kind = parse_query_file(relative)
             if kind is None:
                 self.report(relative, 0, NO_ID, f"unknown file name, expected {QUERY_NAME}")
             else:
                 self._expect_companions(relative, kind)
             self._read_query_file(relative, kind)
+        for split in sorted({kind.split for kind in map(parse_query_file, files) if kind} - {"train"}):
+            if global_pool_file(split) not in self.pools:
+                message = (
+                    f"{NO_GLOBAL_POOL}: the file is missing, expected the candidates of all {split} queries"
+                )
+                self.report(global_pool_file(split), 0, NO_ID, message)
 
     def read_qrels(self) -> None:
         for relative in track(self.files("qrels", ".txt"), "Reading qrels"):
@@ -148,7 +148,7 @@ class _Checker(Reader):
             if message := _picture_problem(root, image):
                 self.report(*use, message)
 
-    def _read_query_file(self, relative: str, kind: _QueryFile | None) -> None:
+    def _read_query_file(self, relative: str, kind: QueryFile | None) -> None:
         qids = self.qids.setdefault(relative, set())
         uninstructed: set[tuple[int, str, str]] = set()
         for number, record in self.records(relative):
@@ -168,7 +168,7 @@ class _Checker(Reader):
         if not qids:
             self.report(relative, 0, NO_ID, "no queries in this file")
 
-    def _expect_companions(self, relative: str, kind: _QueryFile) -> None:
+    def _expect_companions(self, relative: str, kind: QueryFile) -> None:
         """Report the pool and the qrels that a query file needs and that are not there."""
         if kind.split == "train":
             if global_pool_file("train") not in self.pools:
@@ -182,7 +182,7 @@ class _Checker(Reader):
             if not (self.root / qrels).is_file():
                 self.report(relative, 0, NO_ID, f"no qrels: {qrels} is missing")
 
-    def _outside(self, record: dict[str, Any], kind: _QueryFile) -> list[str]:
+    def _outside(self, record: dict[str, Any], kind: QueryFile) -> list[str]:
         """Positives, and negatives where they are the query's own pool, that are in none of its pools."""
         names = [global_pool_file(kind.split)]
         if kind.dataset is not None and kind.split != "train":
@@ -218,17 +218,7 @@ class _Checker(Reader):
         ]
 
 
-def _query_file_kind(relative: str) -> _QueryFile | None:
-    if relative in (UNION_TRAIN_QUERIES, UNION_VAL_QUERIES):
-        return _QueryFile("train" if relative == UNION_TRAIN_QUERIES else "val", None, None)
-    if match := TRAIN_FILE.fullmatch(relative):
-        return _QueryFile("train", match[1], None)
-    if match := TASK_FILE.fullmatch(relative):
-        return _QueryFile(match[1], match[2], int(match[3]))
-    return None
-
-
-def _wrong_task(record: dict[str, Any], kind: _QueryFile) -> list[str]:
+def _wrong_task(record: dict[str, Any], kind: QueryFile) -> list[str]:
     task_id = record.get("task_id")
     if kind.task_id is None or not isinstance(task_id, int) or task_id == kind.task_id:
         return []

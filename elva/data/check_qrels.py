@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import re
-
 from elva.data.mbeir import (
     contradiction,
     global_pool_file,
     local_pool_file,
     parse_qrel,
+    parse_qrels_file,
     query_file,
     shared_local_pool_file,
 )
 from elva.data.problems import NO_ID, Reader
 
 QRELS_NAME = "mbeir_{dataset}_task{t}_{split}_qrels.txt"
-QRELS_FILE = re.compile(r"qrels/(train|val|test)/mbeir_(.+)_task(\d+)_\1_qrels\.txt")
 
 
 def check_qrels(reader: Reader, relative: str, pools: dict[str, set[str]], qids: dict[str, set[str]]) -> None:
     """Report what is wrong with one file; ``pools`` and ``qids`` hold the ids of every file that was read before."""
-    match = QRELS_FILE.fullmatch(relative)
-    if match is None:
+    named = parse_qrels_file(relative)
+    if named is None:
         reader.report(relative, 0, NO_ID, f"unknown file name, expected {QRELS_NAME}")
         return
-    split, dataset, task_id = match[1], match[2], int(match[3])
+    split, dataset, task_id = named
     queries = query_file(split, dataset, task_id)
     if queries not in qids:
         reader.report(relative, 0, NO_ID, f"unreachable qrels: {queries} is missing")

@@ -5,10 +5,12 @@ The reader is strict: the first problem is a ``DataError``. ``elva.data.check`` 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from elva.data.instructions import Instructions
 from elva.data.lines import numbered_lines, read_json_lines
@@ -44,6 +46,38 @@ SPLITS = ("train", "val", "test")
 UNION_TRAIN_QUERIES = "query/union_train/mbeir_union_up_train.jsonl"
 UNION_VAL_QUERIES = "query/union_val/mbeir_union_val.jsonl"
 INSTRUCTIONS = "instructions/query_instructions.tsv"
+QUERY_NAME = "mbeir_{dataset}_task{t}_{split}.jsonl"
+
+# A task's number as this module writes it: "task00" would be read as task 0, whose file has another name.
+_TASK = "(0|[1-9][0-9]{0,8})"
+_TRAIN_FILE = re.compile(r"query/train/mbeir_([^/]+)_train\.jsonl")
+_TASK_FILE = re.compile(rf"query/(val|test)/mbeir_([^/]+)_task{_TASK}_\1\.jsonl")
+_QRELS_FILE = re.compile(rf"qrels/(train|val|test)/mbeir_([^/]+)_task{_TASK}_\1_qrels\.txt")
+
+
+class QueryFile(NamedTuple):
+    """What a query file's name says; no dataset: those of all; no task id: the records have it."""
+
+    split: str
+    dataset: str | None
+    task_id: int | None
+
+
+def parse_query_file(relative: str) -> QueryFile | None:
+    """What the path of a query file says; None for a path that no reader looks for."""
+    if relative in (UNION_TRAIN_QUERIES, UNION_VAL_QUERIES):
+        return QueryFile("train" if relative == UNION_TRAIN_QUERIES else "val", None, None)
+    if match := _TRAIN_FILE.fullmatch(relative):
+        return QueryFile("train", match[1], None)
+    if match := _TASK_FILE.fullmatch(relative):
+        return QueryFile(match[1], match[2], int(match[3]))
+    return None
+
+
+def parse_qrels_file(relative: str) -> tuple[str, str, int] | None:
+    """(split, dataset, task id) of a path of relevance judgements; None for a path that no reader looks for."""
+    match = _QRELS_FILE.fullmatch(relative)
+    return None if match is None else (match[1], match[2], int(match[3]))
 
 
 def query_file(split: str, dataset: str, task_id: int) -> str:
@@ -73,8 +107,9 @@ def path_inside(root: Path, relative: str) -> Path:
     """``root / relative`` without links; DataError when it leaves ``root``, which must be resolved itself."""
     try:
         path = (root / relative).resolve()
+        path.exists()  # a name that is too long fails here alone
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {_reason(error)}") from error
+        raise DataError(f"{shortened(repr(relative), 200)}: unusable path: {reason_of(error)}") from error
     # ".." also where it comes back, through a link or the directory's own name: writers join the name as it stands
     if leads_out(relative) or not path.is_relative_to(root):
         raise DataError(f"{shortened(relative, 200)}: path leaves the directory, expected one inside {root}")
@@ -86,7 +121,8 @@ def contradiction(did: str, earlier: int, later: int) -> str:
     return f"contradicting qrels: {did} has relevance {earlier}, then {later}; expected one"
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a path cannot be used, without the path."""
     # an OSError would say the whole name again
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
@@ -99,8 +135,9 @@ class MBEIRDirectory:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        if not (self.root / "query").is_dir():
-            raise DataError(f"{self.root}: not an M-BEIR directory: expected a folder query/ in it")
+        if not os.path.isdir(self.root / "query"):
+            shown = shortened(str(self.root), 500)
+            raise DataError(f"{shown}: not an M-BEIR directory: expected a folder query/ in it")
         self._resolved = self.root.resolve()
 
     def path(self, relative: str) -> Path:
@@ -110,14 +147,11 @@ class MBEIRDirectory:
     def tasks(self, split: str) -> list[Task]:
         """The tasks that have queries in a split, sorted by dataset and task id."""
         _check_split(split)
-        pattern = re.compile(rf"mbeir_(.+)_task(\d+)_{split}\.jsonl")
         tasks = set()
-        for file in sorted((self.root / "query" / split).glob("mbeir_*.jsonl")):
-            if match := pattern.fullmatch(file.name):
-                tasks.add(Task(match[1], int(match[2])))
-            elif split == "train":
-                dataset = file.name.removeprefix("mbeir_").removesuffix("_train.jsonl")
-                relative = _relative(self.root, file)
+        for relative, dataset, task_id in self._query_files(split):
+            if task_id is not None:
+                tasks.add(Task(dataset, task_id))
+            else:
                 tasks.update(Task(dataset, query.task_id) for query in self._read_queries(relative))
         return sorted(tasks)
 
@@ -135,8 +169,7 @@ class MBEIRDirectory:
         """All training queries: the union file (up-sampled in M-BEIR) if there, else every training file."""
         if (self.root / UNION_TRAIN_QUERIES).is_file():
             return list(self._read_queries(UNION_TRAIN_QUERIES))
-        found = (self.root / "query" / "train").glob("mbeir_*.jsonl")
-        files = [_relative(self.root, file) for file in sorted(found)]
+        files = [relative for relative, _, _ in self._query_files("train")]
         if not files:
             raise DataError(
                 f"{self.root}: no training queries, expected {UNION_TRAIN_QUERIES} or query/train/"
@@ -186,6 +219,15 @@ class MBEIRDirectory:
     def instructions(self) -> Instructions:
         """The instructions of all datasets; DataError where the file is missing or malformed."""
         return Instructions.read(self.root / INSTRUCTIONS, INSTRUCTIONS)
+
+    def _query_files(self, split: str) -> Iterator[tuple[str, str, int | None]]:
+        """(path, dataset, task id or None) of a split's files; DataError for a name that would leave one unread."""
+        for file in sorted((self.root / "query" / split).glob("mbeir_*.jsonl")):
+            relative = _relative(self.root, file)
+            kind = parse_query_file(relative)
+            if kind is None or kind.dataset is None:
+                raise DataError(f"{relative}: unknown file name, expected {QUERY_NAME}")
+            yield relative, kind.dataset, kind.task_id
 
     def _read_queries(self, relative: str, unique: bool = False) -> Iterator[Query]:
         seen: set[str] = set()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from elva.data.lines import refuse_other_kinds
 from elva.data.mbeir import read_json_lines
 from elva.data.records import DataError, described
 from elva.data.wording import is_blank
@@ -49,7 +51,8 @@ def write_triplets(path: str | Path, triplets: Iterable[Triplet]) -> None:
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     line = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as content, TextIOWrapper(content, "utf-8-sig", newline="") as file:
+            refuse_other_kinds(content.peek(4))
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != SIMCSE_COLUMNS:
                 raise DataError(

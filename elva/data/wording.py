@@ -1,11 +1,16 @@
-"""When two texts are the same text, and when a text says nothing."""
+"""When two texts are the same text, and when a text says nothing, or stands for nothing."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Marks that join or choose a glyph and are no format characters by category.
 _JOINERS = {"\u034f", *map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))}
+
+_ABSENT = {"nan", "none", "null", "na", "nat"}
+# Strokes that are no dashes by category: underscore, modifier minus, hyphen bullet, minus, box lines, long vowel.
+_STROKES = set("_\u02d7\u2043\u2212\u2500\u2501\u30fc")
 
 
 def comparable(text: str) -> str:
@@ -25,3 +30,15 @@ def visible(text: str) -> str:
 def is_blank(text: str) -> bool:
     """Whether nothing is left of a text without white space, format characters and the quotes that UniIR strips."""
     return not comparable(text).replace('"', "").strip()
+
+
+def stands_for_nothing(text: str) -> bool:
+    """Whether a text is what tables write where there is nothing: dashes of any kind alone, "None", "N/A", "n.a.".
+
+    Full-width forms, case, white space, dots, slashes and the brackets of "<NA>" and "(none)" make no difference.
+    """
+    form = unicodedata.normalize("NFKC", comparable(text))
+    strokes = form.replace(" ", "")
+    if strokes and all(unicodedata.category(c) == "Pd" or c in _STROKES for c in strokes):
+        return True
+    return re.sub(r"\s*[./\\#<>()]\s*", "", form) in _ABSENT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from elva.data.check import check
+from elva.data.check import NO_GLOBAL_POOL, check
 from elva.data.instructions import clean, query_text
 from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
 
@@ -23,19 +23,20 @@ UNREACHABLE = "unreachable qrels"
 AVERAGE = "average"
 
 
-def require_sound(root: str | Path) -> None:
+def require_sound(root: str | Path, pool: str = "local") -> None:
     """Raise DataError when ``elva.data.check`` finds a problem in ``root``: how many, and the first five.
 
     Unreachable qrels alone do not stop an evaluation: M-BEIR's own OVEN and InfoSeek have them. They are counted
-    in ``TaskRow.unreachable`` instead.
+    in ``TaskRow.unreachable`` instead. Nor does a missing global pool, where another one is searched.
     """
+    tolerated = (UNREACHABLE,) if pool == "global" else (UNREACHABLE, NO_GLOBAL_POOL)
     if not Path(root).is_dir():
         raise DataError(f"data directory {root} is not there, expected a directory in M-BEIR's layout")
     count = 0
     first: list[str] = []
     for problem in check(root):
         count += 1
-        if len(first) < SHOWN_PROBLEMS and not problem.message.startswith(UNREACHABLE):
+        if len(first) < SHOWN_PROBLEMS and not problem.message.startswith(tolerated):
             first.append(str(problem))
     if first:
         noun = "problem" if count == 1 else "problems"

@@ -74,7 +74,7 @@ def evaluate(
     query_mode = encoder.config.mode if query_mode is None else query_mode
     _validate(pool, query_mode, candidate_mode, limit, batch_size)
     if check:
-        require_sound(root)
+        require_sound(root, pool)
     directory = MBEIRDirectory(root)
     chosen = select_tasks(directory, split, tasks)
     started = time.monotonic()

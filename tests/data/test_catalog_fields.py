@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -79,6 +80,35 @@ def test_a10_keys_may_stand_in_any_form(tmp_path: Path) -> None:
     assert values(catalog) == [{"big"}, {"small"}]
 
 
+def test_texts_and_pictures_may_stand_under_any_form_of_their_field(tmp_path: Path) -> None:
+    forms = [unicodedata.normalize(form, "größe") for form in ("NFC", "NFD")]
+    records = [{"m": "x", form: "a text", f"{form}2": f"{n}.png"} for n, form in enumerate(forms)]
+    path = write(tmp_path, records)
+    for form in forms:
+        catalog = read_catalog(path, ["m"], image_field=f"{form}2", text_field=form)
+        assert [(item.text, item.image) for item in catalog.items] == [
+            ("a text", "0.png"),
+            ("a text", "1.png"),
+        ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"image": "0.png", "größe": "big", "gro\u0308ße": "small"}',
+        '{"image": "0.png", "attributes": {"größe": "big", "größe": "big"}}',
+    ],
+)
+def test_a_key_twice_in_one_item_is_refused(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, [{"größe": "x"}])
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n{line}\n", encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_catalog(path, ["größe"])
+    assert str(caught.value) == (
+        f"{path}:2: -: malformed JSON: the key 'größe' stands twice in one object, expected once"
+    )
+
+
 def test_a10_two_forms_of_one_text_are_one_candidate_and_one_name(tmp_path: Path) -> None:
     forms = ("Café chair. Old.", "Cafe\u0301 chair.\u00a0Old.")
     records = [
@@ -153,7 +183,9 @@ def test_a11_a_second_picture_that_is_another_items_first_by_path(tmp_path: Path
     assert [item.image for item in catalog.items if item.alt_image is None] == ["4.png", "5.png"]
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "NULL", "-", "—", "N/A", " - ", "<NA>"])
+@pytest.mark.parametrize(
+    "word", ["nan", "NaN", "None", "null", "NULL", "-", "—", "N/A", " - ", "<NA>", "―", "−", "N.A."]
+)
 def test_c31_words_for_nothing_are_missing_and_counted(tmp_path: Path, word: str) -> None:
     records = [{"m": word, "text": word, "name": word}, {"m": ["red", word]}, {"m": "a-b"}]
     catalog = read_catalog(write(tmp_path, records), ["m"])
@@ -180,6 +212,8 @@ def test_c31_numbers_are_texts(tmp_path: Path) -> None:
         ({"m": "('red',)"}, "m is \"('red',)\", a list or object written as text"),
         ({"m": ["{'a': 1}"]}, "m is \"{'a': 1}\", a list or object written as text"),
         ({"text": "['a red cup']"}, "text is \"['a red cup']\", a list or object written as text"),
+        ({"m": [2, float("inf")]}, "m is inf, expected a finite number"),
+        ({"name": float("-inf")}, "name is -inf, expected a finite number"),
         ({"m": {"a": "x" * 500}}, "m holds {'a': 'xxx"),
     ],
 )
@@ -191,9 +225,51 @@ def test_c31_what_cannot_be_read_is_named(tmp_path: Path, change: dict[str, Any]
     assert len(str(error.value)) < len(str(path)) + 250
 
 
+@pytest.mark.parametrize("field", ["image", "other"])
+@pytest.mark.parametrize("value", ["x" * 300, "x/" * 3000, "", "a\0b", 7, ["x" * 300]])
+def test_a_picture_that_cannot_be_is_named_with_file_and_line(tmp_path: Path, field: str, value: Any) -> None:
+    path = write(tmp_path, [{"m": "x", "other": None}, {"m": "y", field: value}])
+    with pytest.raises(DataError, match=r"a usable path: |expected the path of a picture") as caught:
+        read_catalog(path, ["m"], alt_image_field="other")
+    assert str(caught.value).startswith(f"{path}:2: no id: {field} ")
+    assert len(str(caught.value)) < len(str(path)) + 200
+
+
 def test_c31_brackets_alone_are_no_list(tmp_path: Path) -> None:
     catalog = read_catalog(write(tmp_path, [{"m": "[sic]"}, {"m": "(red)"}, {"m": "(1)"}]), ["m"])
     assert values(catalog) == [{"[sic]"}, {"(red)"}, {"(1)"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"image": "0.png"}'.encode("utf-16"),
+            ": cannot be read: the file is UTF-16 text, expected UTF-8 text",
+        ),
+        (
+            '{"image": "0.png"}'.encode("utf-16-be"),
+            ": cannot be read: the file is UTF-16 text, expected UTF-8 text",
+        ),
+        (
+            '{"image": "0.png"}'.encode("utf-32"),
+            ": cannot be read: the file is UTF-32 text, expected UTF-8 text",
+        ),
+        (gzip.compress(b"{}"), ": cannot be read: the file is gzip, expected UTF-8 text"),
+        (b"PK\x03\x04\0\0", ": cannot be read: the file is a zip archive, expected UTF-8 text"),
+        (b"\nimage,m\n0.png,x\n", ":2: begins with 'image,m', expected one JSON object a line (no CSV)"),
+        (b"- image: 0.png\n", ":1: begins with '- image: 0.png', expected one JSON object a line (no CSV)"),
+        (None, ": cannot be read: a directory, not a regular file"),
+    ],
+)
+def test_a_file_that_is_no_catalogue_is_called_what_it_is(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "items.jsonl"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_catalog(path, ["m"])
+    assert str(caught.value) == f"{path}{message}"
 
 
 @pytest.mark.parametrize("indent", [None, 1])
@@ -214,6 +290,7 @@ def test_c31_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("written", "spoken"),
     [
+        ("navy－blue", "navy blue"),
         ("navy-blue", "navy blue"),
         ("navy\u200b-blue", "navy\u200b blue"),
         ("m\u0302-x", "m\u0302 x"),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from elva.data import DataError, MBEIRDirectory
 from elva.data.check import Problem, check
 from tests.data.faulty import INSTRUCTIONS, POOL, QRELS, QUERIES, append, build, change
 
@@ -32,6 +33,15 @@ def repeat_line(root: Path, relative: str) -> None:
 
 def test_a_sound_directory_has_no_problem(sound: Path) -> None:
     assert list(check(sound)) == []
+
+
+GLOBAL_POOL = "cand_pool/global/mbeir_union_test_cand_pool.jsonl"
+ZERO = QUERIES.replace("task0", "task00")
+
+
+def renumber(root: Path, number: str) -> None:
+    """Give the queries of task 0 another spelling of their number."""
+    (root / QUERIES).rename(root / QUERIES.replace("task0", f"task{number}"))
 
 
 Fault = tuple[Callable[[Path], object], str, int, str, str]
@@ -85,6 +95,18 @@ FAULTS: dict[str, Fault] = {
         lambda r: append(r, QUERIES, b'{"qid": "20:9",\n'),
         *(QUERIES, 7, "-", "malformed JSON"),
     ),
+    "a line of a table": (
+        lambda r: append(r, POOL, b"did,txt\n"),
+        *(POOL, 7, "-", "malformed JSON: Expecting value: line 1 column 1 (char 0), at 'did,txt'"),
+    ),
+    "UTF-16": (
+        lambda r: (r / QUERIES).write_bytes((r / QUERIES).read_text().encode("utf-16-le")),
+        *(QUERIES, 0, "-", "cannot be read: the file is UTF-16 text, expected UTF-8 text"),
+    ),
+    "a key twice": (
+        lambda r: append(r, POOL, b'{"did": "20:9", "txt": "a", "modality": "text", "txt": "b"}\n'),
+        *(POOL, 7, "-", "malformed JSON: the key 'txt' stands twice in one object, expected once"),
+    ),
     "not an object": (lambda r: append(r, POOL, b"[1, 2]\n"), *(POOL, 7, "-", "the line is [1, 2]")),
     "not UTF-8": (lambda r: append(r, POOL, b"\xff\xfe\n"), *(POOL, 7, "-", "malformed JSON: 'utf-8' codec")),
     "grain span": (
@@ -104,6 +126,26 @@ FAULTS: dict[str, Fault] = {
     ),
     "empty query file": (lambda r: (r / QUERIES).write_bytes(b""), *(QUERIES, 0, "-", "no queries")),
     "empty pool": (lambda r: (r / POOL).write_bytes(b""), *(POOL, 0, "-", "no candidates")),
+    "no global pool": (
+        lambda r: (r / GLOBAL_POOL).unlink(),
+        *(GLOBAL_POOL, 0, "-", "no global pool: the file is missing, expected the candidates of all test"),
+    ),
+    "task number with a zero": (lambda r: renumber(r, "00"), *(ZERO, 0, "-", "unknown file name")),
+    "qrels with a zero": (
+        lambda r: (r / QRELS).rename(r / QRELS.replace("task0", "task00")),
+        *(QRELS.replace("task0", "task00"), 0, "-", "unknown file name"),
+    ),
+    "task number in other digits": (
+        lambda r: renumber(r, "\u0660"),
+        *(QUERIES.replace("task0", "task\u0660"), 0, "-", "unknown file name"),
+    ),
+    "folder in a file name": (
+        lambda r: (
+            (r / "query/train/mbeir_a").mkdir(),
+            (r / "query/train/mbeir_scenes_train.jsonl").rename(r / "query/train/mbeir_a/b_train.jsonl"),
+        ),
+        *("query/train/mbeir_a/b_train.jsonl", 0, "-", "unknown file name"),
+    ),
     "file name": (
         lambda r: (r / QUERIES).rename(r / "query/test/mine.jsonl"),
         *("query/test/mine.jsonl", 0, "-", "unknown file name"),
@@ -117,6 +159,22 @@ def test_a_planted_fault_is_named(root: Path, name: str) -> None:
     plant(root)
     problems = [p for p in check(root) if (p.path, p.line, p.id) == (path, line, identifier)]
     assert any(problem.message.startswith(message) for problem in problems), problems
+
+
+@pytest.mark.parametrize("number", ["00", "\u0660", "", "x"])
+def test_readers_refuse_the_file_names_that_the_check_refuses(root: Path, number: str) -> None:
+    renumber(root, number)
+    with pytest.raises(DataError, match=rf"task{number}_test\.jsonl: unknown file name, expected mbeir_"):
+        MBEIRDirectory(root).tasks("test")
+
+
+@pytest.mark.parametrize("name", ["mbeir_scenes_task0_train.jsonl", "mbeir_a_task00_train.jsonl"])
+def test_training_files_that_the_check_accepts_are_read(root: Path, name: str) -> None:
+    file = root / "query/train" / name
+    (root / "query/train/mbeir_scenes_train.jsonl").rename(file)
+    assert list(check(root)) == []
+    (task,) = MBEIRDirectory(root).tasks("train")
+    assert len(MBEIRDirectory(root).queries("train", *task)) == 6
 
 
 def test_each_fault_of_a_record_is_one_problem_and_nothing_else(root: Path) -> None:

@@ -213,6 +213,25 @@ def test_c25_long_values_are_named_shortly_by_check_and_readers(
         assert len(str(error.value)) < 1500
 
 
+@pytest.mark.parametrize("image", ["x" * 300, "x/" * 3000, "é" * 128, "a\0b"])
+def test_names_that_no_file_can_have_are_unusable_for_check_and_readers(root: Path, image: str) -> None:
+    change(root, POOL, 1, img_path=image)
+    write_captions(root, {"img_path": f"{image}.png", "captions": ["a"]})
+    shown = [str(problem) for problem in check(root)]
+    assert [line.partition(": image path: ")[0] for line in shown] == [f"{POOL}:1: 20:0", f"{CAPTIONS}:1: -"]
+    assert all("unusable path: " in line and len(line) < 400 for line in shown)
+    with pytest.raises(DataError, match=r"unusable path: (File name too long|embedded null)"):
+        MBEIRDirectory(root).path(image)
+
+
+@pytest.mark.parametrize("root", ["x" * 300, "x\0"])
+def test_a_root_that_cannot_be_is_no_directory(root: str) -> None:
+    (problem,) = check(root)
+    assert "not an M-BEIR directory" in problem.message
+    with pytest.raises(DataError, match="not an M-BEIR directory"):
+        MBEIRDirectory(root)
+
+
 def test_c25_long_numbers_in_qrels_and_instructions(root: Path) -> None:
     append(root, QRELS, b"20:" + b"1" * 3_000_000 + b" 0 20:1 " + b"9" * 5000 + b" 0\n")
     append(root, INSTRUCTIONS, b"text\timage\tscenes\t" + b"9" * 5000 + b"\tFind.\n")

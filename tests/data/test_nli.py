@@ -33,6 +33,12 @@ def test_simcse_csv_with_quotes_and_line_breaks(tmp_path: Path) -> None:
         ("a.jsonl", b"[]\n", ":1: -: the line is a JSON list"),
         ("a.jsonl", b"\xff\n", ":1: -: malformed JSON"),
         ("a.jsonl", b"", ": no rows"),
+        (
+            "a.csv",
+            "sent0,sent1,hard_neg\n".encode("utf-16"),
+            ": cannot be read: the file is UTF-16 text, expected",
+        ),
+        ("a.csv.gz", b"\x1f\x8b\x08\x00", ": cannot be read: the file is gzip, expected UTF-8 text"),
         ("a.csv", b"", ":1: -: header is None"),
         ("a.csv", b"a,b,c\n1,2,3\n", ":1: -: header is ['a', 'b', 'c'], expected sent0,sent1,hard_neg"),
         ("a.csv", b"sent0,sent1,hard_neg\n", ": no rows"),

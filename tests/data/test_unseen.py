@@ -212,7 +212,9 @@ def test_msvd_has_every_description_of_the_list(source: Path) -> None:
             [{"target": ["B1"]}],
             r"record 0: expected target \[url, ASIN\]",
         ),
+        ("circo", "annotations/val.json", "\0[\0]", "the file is UTF-16 text, expected UTF-8 text"),
         ("sugarcrepe", "data/add_att.json", [], "expected an object"),
+        ("sugarcrepe", "data/add_att.json", '{"0": {}, "0": {}}', "the key '0' stands twice in one object"),
         ("msrvtt", "MSRVTT_JSFUSION_test.csv", "a,b\n1,2\n", "video_id is null"),
         (
             "msvd",
@@ -307,7 +309,7 @@ def test_absolute_names_in_a_source_are_refused(source: Path) -> None:
     reader = Source(source, "")
     for read in (
         lambda: reader.path(str(source.parent / "secret.jpg")),
-        lambda: reader.picture("images", str(source.parent / "secret")),
+        lambda: reader.picture("images", str(source.parent / "secret"), "record 0"),
     ):
         with pytest.raises(DataError, match=r"secret\.jpg: path leaves the directory"):
             read()

@@ -64,6 +64,15 @@ def test_candidates_are_encoded_once_over_all_tasks(root: Path, word_encoder: Ca
     assert len(encoder.encoded) == 8 + 8 + 8
 
 
+def test_a_missing_global_pool_stops_only_who_searches_it(root: Path, word_encoder: Callable) -> None:
+    (root / "cand_pool/global/mbeir_union_test_cand_pool.jsonl").unlink()
+    assert evaluate(word_encoder(), root, pool="local").mean_hit_rate == 1
+    encoder = word_encoder()
+    with pytest.raises(DataError, match="no global pool: the file is missing"):
+        evaluate(encoder, root, pool="global")
+    assert not encoder.encoded
+
+
 def test_global_pool_joins_the_pools_but_multigrain_keeps_its_own(root: Path, word_encoder: Callable) -> None:
     results = evaluate(word_encoder(), root, pool="global")
     assert [row.pool_size for row in results.rows] == [16, 16, 8]

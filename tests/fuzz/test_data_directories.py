@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import time
 import warnings
@@ -184,9 +185,14 @@ def change_columns(draw: random.Random, file: Path) -> None:
 
 def change_file(draw: random.Random, file: Path) -> None:
     content = file.read_bytes()
-    kind = draw.choice(["none", "empty", "half", "folder", "pipe", "link", "blank"])
+    kind = draw.choice(["none", "empty", "half", "folder", "pipe", "link", "blank", "renamed"])
     file.unlink()
-    if kind == "folder":
+    if kind == "renamed":
+        file = file.with_name(
+            re.sub(r"task\d", draw.choice(["task0", "task00", "task\u0661", "task"]), file.name)
+        )
+        file.write_bytes(content)
+    elif kind == "folder":
         file.mkdir()
     elif kind == "pipe":
         os.mkfifo(file)
@@ -236,8 +242,9 @@ def read_everything(root: Path, encoder: Any) -> None:
                 directory.instructions.choose(query, TASK_MODALITIES[query.task_id][1], "random", 1)
     for split in ("val", "test"):
         if directory.tasks(split):
-            results = evaluate(encoder, root, split=split, query_mode="direct", check=False)
-            results.to_json().encode()
+            for pool in ("local", "global"):
+                results = evaluate(encoder, root, pool=pool, split=split, query_mode="direct", check=False)
+                results.to_json().encode()
     if (root / "query/union_train").exists():
         data = TrainingData(root)
         data.require_pictures()

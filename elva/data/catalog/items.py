@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from elva.data.catalog.copies import fingerprint, without_copies
 from elva.data.catalog.item import Catalog, Item
-from elva.data.catalog.values import Grains, Value, ValueReader, lookup, spoken_key
-from elva.data.mbeir import DataError, read_json_lines
-from elva.data.records import record_id, shortened
+from elva.data.catalog.values import (
+    Grains,
+    Value,
+    ValueReader,
+    composed,
+    lookup,
+    spoken_key,
+    with_composed_keys,
+)
+from elva.data.lines import numbered_lines
+from elva.data.mbeir import DataError, read_json_lines, reason_of
+from elva.data.records import described, record_id, shortened
 from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
@@ -31,24 +39,26 @@ def read_catalog(
     """Read a catalogue, with every picture opened and decoded once.
 
     A grain key is looked up in ``item["attributes"]``, then in the item itself. Absent, null and empty values are
-    missing, as are "nan", "None", "null" and dashes (counted in ``Catalog.missing``); numbers become text; dashes and
-    underscores inside a value become spaces; spellings that differ only in Unicode form, format characters, white
-    space or case are one value (the first one met). Items whose picture an earlier item has, and second pictures that
-    are another picture of the catalogue, are left out by their pixels (``Catalog.left_out``).
+    missing, as are "nan", "None", "N/A" and dashes alone (``stands_for_nothing``; counted in ``Catalog.missing``);
+    numbers become text; dashes and underscores inside a value become spaces; spellings that differ only in Unicode
+    form, format characters, white space or case are one value (the first one met). Items whose picture an earlier item
+    has, and second pictures that are another picture of the catalogue, are left out by their pixels
+    (``Catalog.left_out``).
 
     Raises DataError, naming ``path:line``, for a picture that is missing, unusable, used twice or outside the
     catalogue's folder, for a value that is an object, a list in a list or a list written as text, and for a name or
     text that is neither a text nor a number; naming the keys that exist, for a key that no item has.
     """
-    _refuse_array(path)
+    _refuse_other_forms(path)
     records = list(read_json_lines(path, str(path)))
-    if not records:
-        raise DataError(f"{path}: no items, expected one JSON object a line")
     for where, record in records:
         if not isinstance(record, Mapping) or not isinstance(record.get("attributes"), Mapping | None):
             raise DataError(
                 f"{where}: {record_id(record, 'id')}: expected a JSON object; 'attributes' likewise"
             )
+    records = [(where, with_composed_keys(record)) for where, record in records]
+    image_field, text_field = composed(image_field), composed(text_field)
+    alt_image_field = composed(alt_image_field) if alt_image_field else None
     _check_keys(path, [record for _, record in records], grains, image_field, alt_image_field, text_field)
     folder = path.parent.resolve()
     values = ValueReader()
@@ -85,14 +95,19 @@ def read_catalog(
     return Catalog(folder, kept, frozenset(lists), dict(left_out), dict(values.missing))
 
 
-def _refuse_array(path: Path) -> None:
+def _refuse_other_forms(path: Path) -> None:
     try:
-        with path.open("rb") as file:
-            start = file.read(4096)
+        first = next(numbered_lines(path), None)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    if first is None:
+        raise DataError(f"{path}: no items, expected one JSON object a line")
+    number, line = first
+    if line.lstrip().startswith(b"["):
         raise DataError(f"{path}: a JSON array, expected one JSON object a line (jq -c '.[]' writes it so)")
+    if not line.lstrip().startswith(b"{"):
+        found = described(line.decode("utf-8", "replace").strip())
+        raise DataError(f"{path}:{number}: begins with {found}, expected one JSON object a line (no CSV)")
 
 
 def _check_keys(
@@ -105,9 +120,8 @@ def _check_keys(
 ) -> None:
     fields = {key for record in records for key in record} - {"attributes"}
     attributes = {key for record in records for key in record.get("attributes") or ()}
-    known = {unicodedata.normalize("NFC", key) for key in fields | attributes}
     for key in grains:
-        if unicodedata.normalize("NFC", key) not in known:
+        if composed(key) not in fields | attributes:
             raise DataError(f"{path}: no item has the grain key {key!r}; keys: {_names(fields | attributes)}")
     # "text" is only a default: a catalogue without texts gets sentences of its attributes instead.
     for name, field in (("image", image_field), ("alternative image", alt_image_field), ("text", text_field)):
@@ -122,16 +136,17 @@ def _names(keys: Iterable[str]) -> str:
 def _picture(folder: Path, given: object, where: str, pixels: dict[str, bytes]) -> str:
     """The path of a picture that can be decoded, relative to the (resolved) folder; its fingerprint into ``pixels``."""
     if not isinstance(given, str) or not given:
-        raise DataError(f"{where} is {given!r}, expected the path of a picture")
+        raise DataError(f"{where} is {described(given)}, expected the path of a picture")
     try:
         resolved = (folder / given).resolve()
+        found = resolved.is_file()
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{where} {given!r} is not a usable path: {error}") from error
+        raise DataError(f"{where} {described(given)} is not a usable path: {reason_of(error)}") from error
     if Path(given).is_absolute() or not resolved.is_relative_to(folder):
         raise DataError(
             f"{where} {given!r} leaves the catalogue's folder {folder}, expected a path inside it"
         )
-    if not resolved.is_file():
+    if not found:
         raise DataError(f"{where} {given!r} does not exist in {folder}, expected a picture")
     relative = resolved.relative_to(folder).as_posix()
     if relative not in pixels:

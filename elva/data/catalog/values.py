@@ -12,18 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elva.data.records import DataError, described
-from elva.data.wording import comparable, is_blank, visible
+from elva.data.wording import comparable, is_blank, stands_for_nothing, visible
 
 Value = tuple[str, str]
 """One grain value: (key, value)."""
 Grains = frozenset[Value]
 
-MISSING = frozenset({"nan", "none", "null", "n/a", "<na>", "nat", "-", "--", "–", "—"})
-"""What tables write where there is nothing, in ``comparable``'s form."""
-
 
 class ValueReader:
-    """Reads fields of records; ``missing`` counts the texts that it took for nothing (``MISSING``).
+    """Reads fields of records; ``missing`` counts the texts that it took for nothing.
 
     Spellings that differ only in Unicode form, format characters, white space or case are one value: the first met.
     """
@@ -59,17 +56,18 @@ class ValueReader:
             return "yes" if value else "no"
         if isinstance(value, list | Mapping):
             raise DataError(f"{where} holds {described(value)}, expected a text, a number or a list of them")
-        return spoken_key(unicodedata.normalize("NFC", self._text(value, where)))
+        return spoken_key(composed(self._text(value, where)))
 
     def _text(self, value: object, where: str) -> str:
         if isinstance(value, float):
-            if not math.isfinite(value):
+            if math.isinf(value):
+                raise DataError(f"{where} is {value}, expected a finite number")
+            if math.isnan(value):
                 return ""
             return str(int(value) if value.is_integer() else value)
         text = str(value).strip()
-        form = comparable(text)
-        if form in MISSING:
-            self.missing[form] += 1
+        if stands_for_nothing(text):
+            self.missing[comparable(text)] += 1
             return ""
         if _is_written_list(text):
             raise DataError(
@@ -80,12 +78,21 @@ class ValueReader:
 
 def lookup(record: Mapping[str, Any], key: str) -> object:
     """What the item gives for a key: in its attributes, then in itself; keys in any Unicode form are the same."""
-    key = unicodedata.normalize("NFC", key)
-    for fields in (record.get("attributes") or {}, record):
-        for name in fields:
-            if unicodedata.normalize("NFC", name) == key:
-                return fields[name]
-    return None
+    key = composed(key)
+    attributes = record.get("attributes") or {}
+    return attributes[key] if key in attributes else record.get(key)
+
+
+def with_composed_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The item as ``lookup`` reads it: its keys, and those of its attributes, in one Unicode form."""
+    item = {composed(key): value for key, value in record.items()}
+    if item.get("attributes"):
+        item["attributes"] = {composed(key): value for key, value in item["attributes"].items()}
+    return item
+
+
+def composed(key: str) -> str:
+    return unicodedata.normalize("NFC", key)
 
 
 def spoken_key(key: str) -> str:
@@ -94,7 +101,7 @@ def spoken_key(key: str) -> str:
     An accent or an invisible character, which stays, belongs to its word.
     """
     words = "".join("x" if unicodedata.combining(c) or not visible(c) else c for c in key)
-    for dashes in reversed(list(re.finditer(r"(?<=\w)[-‐‑_]+(?=\w)|_+", words))):
+    for dashes in reversed(list(re.finditer(r"(?<=\w)[-‐‑﹣－_]+(?=\w)|_+", words))):
         key = f"{key[: dashes.start()]} {key[dashes.end() :]}"
     return " ".join(key.split())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from elva.data.records import DataError
 from elva.data.unseen.protocol import UnseenSet
@@ -12,8 +13,6 @@ from elva.data.unseen.source import Source, field, listed, sentence
 from elva.data.writer import MBEIRWriter
 from elva.progress import track
 
-Pair = tuple[Path, str, list[str]]
-"""A picture, its name in the new directory, its captions."""
 TO_IMAGE = "Find the picture that this caption describes."
 TO_TEXT = "Find a caption that describes this picture."
 SHAREGPT4V_FILE = "share-captioner_coco_lcs_sam_1246k_1107.json"
@@ -21,13 +20,22 @@ SHAREGPT4V_SIZE = 1000
 """Long-CLIP tests on the first thousand records and trains on the others."""
 
 
+class Pair(NamedTuple):
+    """A picture, its name in the new directory, its captions; ``where`` the record of it stands."""
+
+    picture: Path
+    name: str
+    captions: list[str]
+    where: str
+
+
 def write_pairs(writer: MBEIRWriter, dataset: str, dataset_id: int, pairs: Iterable[Pair]) -> None:
     """Both directions: every caption asks for its picture, every picture for any of its captions."""
     to_image = Row(writer, dataset, dataset_id, 0, TO_IMAGE)
     to_text = Row(writer, dataset, dataset_id, 3, TO_TEXT)
     pairs = list(pairs)
-    for picture, name, captions in track(pairs, f"Converting {dataset}", total=len(pairs)):
-        image = to_image.link(picture, name)
+    for picture, name, captions, where in track(pairs, f"Converting {dataset}", total=len(pairs)):
+        image = to_image.link(picture, where, name)
         did = to_image.candidate(image=image)
         for caption in captions:
             to_image.query([did], text=caption)
@@ -43,7 +51,7 @@ def _flickr30k(source: Source) -> Iterator[Pair]:
         sentences = listed(field(record, "sentences", list, where), where)
         captions = [sentence(each, "raw", f"{where}.sentences[{i}]") for i, each in enumerate(sentences)]
         name = field(record, "filename", str, where)
-        yield source.path(f"flickr30k-images/{name}"), name, captions
+        yield Pair(source.path(f"flickr30k-images/{name}", where), name, captions, where)
 
 
 def _sharegpt4v(source: Source) -> Iterator[Pair]:
@@ -54,11 +62,8 @@ def _sharegpt4v(source: Source) -> Iterator[Pair]:
         if len(turns) < 2:
             raise DataError(f"{where}: conversations has one turn, expected a question and its caption")
         name = field(record, "image", str, where)
-        yield (
-            source.path(name),
-            name.replace("/", "_"),
-            [sentence(turns[1], "value", f"{where}.conversations[1]")],
-        )
+        captions = [sentence(turns[1], "value", f"{where}.conversations[1]")]
+        yield Pair(source.path(name, where), name.replace("/", "_"), captions, where)
 
 
 def _urban1k(source: Source) -> Iterator[Pair]:
@@ -66,7 +71,8 @@ def _urban1k(source: Source) -> Iterator[Pair]:
         relative = f"caption/{file.name}"
         caption = {"its first line": source.text(relative).split("\n")[0]}
         picture = f"{file.stem}.jpg"
-        yield source.path(f"image/{picture}"), picture, [sentence(caption, "its first line", relative)]
+        captions = [sentence(caption, "its first line", relative)]
+        yield Pair(source.path(f"image/{picture}", relative), picture, captions, relative)
 
 
 FLICKR30K = UnseenSet(

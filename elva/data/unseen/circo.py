@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from elva.data.records import DataError
+from elva.data.records import DataError, described
 from elva.data.unseen.protocol import UnseenSet
 from elva.data.unseen.row import Row
-from elva.data.unseen.source import Source, field, listed, sentence
+from elva.data.unseen.source import Source, field, integers, listed, sentence
 from elva.data.writer import MBEIRWriter
 from elva.progress import track
 
@@ -23,15 +23,18 @@ def _convert(source: Source, writer: MBEIRWriter) -> None:
     for number, record in enumerate(track(pool, "Linking CIRCO's pool", total=len(pool))):
         where = f"{POOL}: images[{number}]"
         identifier = field(record, "id", int, where)
-        places[identifier] = row.link(source.path(f"{IMAGES}/{field(record, 'file_name', str, where)}"))
+        if identifier in dids:
+            raise DataError(f"{where}: id {described(identifier)} stands twice, expected once")
+        name = field(record, "file_name", str, where)
+        places[identifier] = row.link(source.path(f"{IMAGES}/{name}", where), where)
         dids[identifier] = row.candidate(image=places[identifier])
     for number, record in enumerate(listed(source.json(ANNOTATIONS), ANNOTATIONS)):
         where = f"{ANNOTATIONS}: record {number}"
         reference = field(record, "reference_img_id", int, where)
-        right = listed(field(record, "gt_img_ids", list, where), where)
+        right = integers(record, "gt_img_ids", where)
         for identifier in (reference, *right):
             if identifier not in dids:
-                raise DataError(f"{where}: picture {identifier} is not in {POOL}")
+                raise DataError(f"{where}: picture {described(identifier)} is not in {POOL}")
         row.query(
             [dids[identifier] for identifier in dict.fromkeys(right)],
             text=sentence(record, "relative_caption", where),

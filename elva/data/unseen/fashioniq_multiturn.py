@@ -7,7 +7,7 @@ from typing import Any
 from elva.data.records import DataError
 from elva.data.unseen.protocol import UnseenSet
 from elva.data.unseen.row import Row
-from elva.data.unseen.source import Source, listed, sentence
+from elva.data.unseen.source import Source, field, listed, sentence
 from elva.data.unseen.tiles import open_picture, tile
 from elva.data.writer import IMAGE_FOLDER, MBEIRWriter
 from elva.progress import track
@@ -25,8 +25,9 @@ def _convert(source: Source, writer: MBEIRWriter) -> None:
         names = listed(source.json(file), file)
         dids = {}
         for place, name in enumerate(track(names, f"Linking {row.dataset}", total=len(names))):
-            asin = sentence({"name": name}, "name", f"{file}: entry {place}")
-            dids[asin] = row.candidate(image=row.link(source.picture("images", asin)))
+            where = f"{file}: entry {place}"
+            asin = sentence({"name": name}, "name", where)
+            dids[asin] = row.candidate(image=row.link(source.picture("images", asin, where), where))
         _write_queries(source, writer, row, f"data/{category}.val.json", dids)
 
 
@@ -39,7 +40,7 @@ def _write_queries(source: Source, writer: MBEIRWriter, row: Row, file: str, did
             raise DataError(f"{where}: target {target} is not in the category's image split")
         relative = f"{IMAGE_FOLDER}/{row.dataset}/turns/{number}.jpg"
         if not (writer.root / relative).is_file():
-            pictures = [open_picture(source.picture("images", asin)) for asin, _ in turns]
+            pictures = [open_picture(source.picture("images", asin, where), where) for asin, _ in turns]
             writer.save_image(relative, tile(pictures, columns=len(pictures)))
         text = " ".join(f"Turn {place}: {feedback}." for place, (_, feedback) in enumerate(turns, start=1))
         row.query([dids[target]], text=text, image=relative)
@@ -49,16 +50,21 @@ def _session(record: Any, where: str) -> tuple[str, list[tuple[str, str]]]:
     """The target's ASIN, and (ASIN, feedback) of every turn."""
     try:
         target = record["target"][1]
-        turns = [
-            (asin, " and ".join(text.strip() for text in texts)) for _, texts, asin in record["reference"]
-        ]
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError) as error:
+        turns = [(asin, texts) for _, texts, asin in record["reference"]]
+    except (TypeError, KeyError, IndexError, ValueError) as error:
         raise DataError(
             f"{where}: expected target [url, ASIN] and reference [[url, texts, ASIN], …]"
         ) from error
     if not turns:
         raise DataError(f"{where}: reference is empty, expected at least one turn")
-    return target, turns
+    target = sentence({"target[1]": target}, "target[1]", where)
+    return target, [_turn(asin, texts, f"{where}.reference[{n}]") for n, (asin, texts) in enumerate(turns)]
+
+
+def _turn(asin: object, texts: object, where: str) -> tuple[str, str]:
+    """The ASIN, and the feedback as one text."""
+    feedback = [field({"text": text}, "text", str, where).strip() for text in listed(texts, where)]
+    return sentence({"ASIN": asin}, "ASIN", where), " and ".join(feedback)
 
 
 FASHIONIQ_MULTITURN = UnseenSet(

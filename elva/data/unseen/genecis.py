@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 
-from elva.data.records import DataError
+from elva.data.records import DataError, described
 from elva.data.unseen.protocol import UnseenSet
 from elva.data.unseen.row import Row
 from elva.data.unseen.source import Source, field, listed, sentence
@@ -23,6 +22,7 @@ TASKS = {
     "change_object": "Find a picture of a scene like this one with the named object added.",
 }
 DILATION = 0.7
+LONGEST_SIDE = 1e6
 Place = Callable[[Any, str], str]
 
 
@@ -59,7 +59,7 @@ def _write_task(source: Source, row: Row, file: str, place: Place) -> None:
 def _object_place(source: Source, row: Row) -> Place:
     def place(sample: Any, where: str) -> str:
         name = f"{field(sample, 'val_image_id', int, where):012d}.jpg"
-        return row.link(source.path(f"coco/val2017/{name}"))
+        return row.link(source.path(f"coco/val2017/{name}", where), where)
 
     return place
 
@@ -68,17 +68,34 @@ def _crop_place(source: Source, row: Row, writer: MBEIRWriter) -> Place:
     def place(sample: Any, where: str) -> str:
         identifier = field(sample, "image_id", int, where)
         box = field(sample, "instance_bbox", list, where)
-        sides = [side for side in box if isinstance(side, int | float) and math.isfinite(side)]
-        if len(box) != 4 or len(sides) != 4 or min(box[2:]) <= 0:
-            raise DataError(f"{where}: instance_bbox is {box}, expected [left, top, width, height]")
-        name = "_".join(f"{side:.12g}" for side in (identifier, *box))
+        if len(box) != 4 or not all(map(_is_side, box)) or min(box[2:]) <= 0:
+            raise DataError(
+                f"{where}: instance_bbox is {described(box)}, expected [left, top, width, height]"
+            )
+        path = source.path(f"visual_genome/{identifier}.jpg", where)
+        name = "_".join([str(identifier), *(f"{side:.12g}" for side in box)])
         relative = f"{IMAGE_FOLDER}/{row.dataset}/{name}.png"
         if not (writer.root / relative).is_file():
-            picture = open_picture(source.path(f"visual_genome/{identifier}.jpg"))
+            picture = open_picture(path, where)
+            if not _touches(picture, box):
+                size = f"{picture.width} × {picture.height} pixels"
+                raise DataError(f"{where}: instance_bbox is {box}, outside of the picture of {size}")
             writer.save_image(relative, crop(picture, box))
         return relative
 
     return place
+
+
+def _is_side(value: object) -> bool:
+    """Whether a value is a number of pixels; also false for NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LONGEST_SIDE
+
+
+def _touches(picture: Image.Image, box: list[float]) -> bool:
+    """Whether the widened box has pixels of the picture."""
+    left, top, width, height = box
+    across = -(1 + DILATION) * width < left - DILATION * width < picture.width
+    return across and -(1 + DILATION) * height < top - DILATION * height < picture.height
 
 
 def crop(picture: Image.Image, box: list[float]) -> Image.Image:

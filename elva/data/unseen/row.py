@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from elva.data.records import TASK_MODALITIES, Candidate, DataError, Query
+from elva.data.records import TASK_MODALITIES, Candidate, DataError, Query, shortened
+from elva.data.unseen.source import LONGEST_NAME
+from elva.data.unseen.tiles import open_picture
 from elva.data.writer import IMAGE_FOLDER, MBEIRWriter
 from elva.files import link_or_copy
 
@@ -25,16 +27,24 @@ class Row:
         self._asked, self._answered = TASK_MODALITIES[task_id]
         writer.add_instruction(self._asked, self._answered, dataset, dataset_id, [instruction])
 
-    def link(self, picture: Path, name: str | None = None) -> str:
+    def link(self, picture: Path, where: str, name: str | None = None) -> str:
         """The picture's place below the new directory, as ``name`` (its own name by default).
 
-        DataError where another picture has that name already.
+        DataError, beginning with ``where`` (the record that names it), for a file that is no whole picture, and where
+        another picture has that name already.
         """
         relative = f"{IMAGE_FOLDER}/{self.dataset}/{Path(name or picture.name).name}"
-        known = self._pictures.setdefault(relative, picture)
-        if known != picture:
-            raise DataError(f"{picture}: {known} has the same name, expected different ones")
-        link_or_copy(picture, self._writer.root / relative)
+        known = self._pictures.get(relative)
+        if known is None:
+            open_picture(picture, where)
+            try:
+                link_or_copy(picture, self._writer.root / relative)
+            except OSError as error:
+                shown = shortened(relative, LONGEST_NAME)
+                raise DataError(f"{where}: {shown}: cannot be written: {error.strerror}") from error
+            self._pictures[relative] = picture
+        elif known != picture:
+            raise DataError(f"{where}: {picture}: {known} has the same name, expected different ones")
         return relative
 
     def candidate(self, text: str | None = None, image: str | None = None) -> str:

@@ -13,12 +13,12 @@ from elva.pictures import PictureError, read_rgb
 SIDE = 224
 
 
-def open_picture(path: Path) -> Image.Image:
-    """In RGB; DataError for a file that is no picture."""
+def open_picture(path: Path, where: str) -> Image.Image:
+    """In RGB; DataError, beginning with ``where`` (the record that names it), for a file that is no picture."""
     try:
         return read_rgb(path)
     except PictureError as error:
-        raise DataError(f"{path}: cannot be read as a picture: {error}") from error
+        raise DataError(f"{where}: {path}: cannot be read as a picture: {error}") from error
 
 
 def tile(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -28,7 +28,7 @@ def _convert_sugarcrepe(source: Source, writer: MBEIRWriter) -> None:
             raise DataError(f'{file}: expected an object {{"0": record, …}}, got {type(records).__name__}')
         for key, record in track(records.items(), f"Converting {row.dataset}", total=len(records)):
             where = f"{file}: record {key}"
-            image = row.link(source.path(f"val2017/{field(record, 'filename', str, where)}"))
+            image = row.link(source.path(f"val2017/{field(record, 'filename', str, where)}", where), where)
             _add(row, image, sentence(record, "caption", where), sentence(record, "negative_caption", where))
 
 
@@ -45,7 +45,12 @@ def _convert_ccneg(source: Source, writer: MBEIRWriter) -> None:
         caption = sentence(field(annotations[number], "json", dict, where), "caption", where)
         negated = sentence(field(annotations[number], "sop_data", dict, where), "negative-prompt", where)
         name = str(paths[number]).replace("\\", "/").rsplit("/", 1)[-1]
-        _add(row, row.link(source.path(f"{CCNEG_IMAGES}/{name}")), caption, negated.replace(",", ""))
+        _add(
+            row,
+            row.link(source.path(f"{CCNEG_IMAGES}/{name}", where), where),
+            caption,
+            negated.replace(",", ""),
+        )
 
 
 def _load(source: Source) -> Any:

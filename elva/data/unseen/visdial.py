@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from elva.data.records import DataError
+from elva.data.records import DataError, described
 from elva.data.unseen.protocol import UnseenSet
 from elva.data.unseen.row import Row
 from elva.data.unseen.source import Source, field, listed, sentence
@@ -22,7 +22,7 @@ def _convert(source: Source, writer: MBEIRWriter) -> None:
     for number, dialog in enumerate(track(dialogs, "Converting visdial", total=len(dialogs))):
         where = f"{FILE}: dialogs[{number}]"
         name = f"VisualDialog_val2018_{field(dialog, 'image_id', int, where):012d}.jpg"
-        did = row.candidate(image=row.link(source.path(f"{IMAGES}/{name}")))
+        did = row.candidate(image=row.link(source.path(f"{IMAGES}/{name}", where), where))
         row.query([did], text=_dialogue(dialog, data, where))
 
 
@@ -38,7 +38,9 @@ def _dialogue(dialog: Any, data: dict[str, Any], where: str) -> str:
 def _looked_up(turn: Any, key: str, data: dict[str, Any], where: str) -> str:
     number, texts = field(turn, key, int, where), field(data, f"{key}s", list, FILE)
     if not 0 <= number < len(texts):
-        raise DataError(f"{where}: {key} is {number}, expected 0..{len(texts) - 1} ({key}s of the file)")
+        raise DataError(
+            f"{where}: {key} is {described(number)}, expected 0..{len(texts) - 1} ({key}s of the file)"
+        )
     return sentence({key: texts[number]}, key, where)
 
 

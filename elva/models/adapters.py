@@ -135,6 +135,15 @@ def _untie_adapted(model: Any) -> None:
     embeddings, head = (_inner(layer) for layer in layers)
     if embeddings.weight is head.weight and any(isinstance(layer, BaseTunerLayer) for layer in layers):
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        _fold_rows(layers[1])
+
+
+def _fold_rows(head: Any) -> None:
+    """Put the trained rows of tied embeddings into the head that a delta goes around: PEFT would lose them there."""
+    rows = getattr(getattr(head, "base_layer", None), "token_adapter", None)
+    if rows is not None:
+        rows.merge()
+        head.base_layer = rows.base_layer
 
 
 def _inner(layer: Any) -> Any:

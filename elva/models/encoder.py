@@ -22,9 +22,10 @@ from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_c
 from elva.models.features import forward_inputs
 from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate, special_ids
 from elva.models.head import Head, head_of
+from elva.models.image_processor import image_backend
 from elva.models.lengths import longest_prompt, split_by_length
 from elva.models.packing import PackedBatch, pack
-from elva.models.processing import InputProcessor, image_backend, join_instructions, parse_inputs
+from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import get_prompt
 from elva.models.states import final_states, require_finite
 from elva.models.vision import FrozenVision

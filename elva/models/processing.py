@@ -141,23 +141,6 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
     return [replace(item, text=text) for text, item in zip(texts, items, strict=True)]
 
 
-def load_image_processor(name: str, backend: str | None = None, trust_remote_code: bool = False) -> Any:
-    """transformers' image processor of a directory or hub name; ``backend`` as in `EncoderConfig.image_backend`.
-
-    ``trust_remote_code``: run code that the checkpoint brings for it.
-    """
-    # From its own module: where torchvision is absent, transformers before 5.18 has a stub by that name in its root.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    options = {} if backend is None else {"backend": backend}
-    return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-
-
-def image_backend(image_processor: Any) -> str:
-    """Which of `IMAGE_BACKENDS` it is; what transformers saves of an image processor does not tell."""
-    return "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
-
-
 class Picture(NamedTuple):
     """A processed picture: patches [grid_h · grid_w, patch dim] float32, grid [3] int64 (time, height, width).
 

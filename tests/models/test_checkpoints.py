@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from elva.models import EncoderConfig, MultimodalEncoder, tiny
-from elva.models.processing import image_backend
+from elva.models.image_processor import image_backend
 from elva.models.prompts import RET_TOKEN
 
 INPUTS = ["a red cat", {"text": "two dogs"}]

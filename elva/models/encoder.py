@@ -49,22 +49,23 @@ class MultimodalEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
         self.config = replace(config or EncoderConfig(), image_backend=image_backend(image_processor))
         self.autocast_dtype: torch.dtype | None = None
         self.stopwatch = Stopwatch()
-        self._limit_pixels()
+        _limit_pixels(image_processor, self.config.max_pixels)
         self.ret_id = register_ret(model, tokenizer)
         limit = longest_prompt(self.base_model.config, self.config.max_summary_tokens)
         self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt), limit)
         self._vision = FrozenVision(self.base_model.model, self.stopwatch)
 
-    def _limit_pixels(self) -> None:
-        limit = self.config.max_pixels
-        if limit is not None:
-            size = self.image_processor.size
-            shortest, longest = min(size["shortest_edge"], limit), min(size["longest_edge"], limit)
-            self.image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+    @property
+    def image_processor(self) -> Any:
+        """transformers' image processor; another one may take its place."""
+        return self.processor.image_processor
+
+    @image_processor.setter
+    def image_processor(self, value: Any) -> None:
+        self.processor.image_processor = value
 
     @classmethod
     def from_pretrained(
@@ -327,3 +328,10 @@ class MultimodalEncoder:
     def decode_summary(self, ids: Sequence[int]) -> str:
         """The summary's text, without ``[RET]`` or other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def _limit_pixels(image_processor: Any, limit: int | None) -> None:
+    if limit is not None:
+        size = image_processor.size
+        shortest, longest = min(size["shortest_edge"], limit), min(size["longest_edge"], limit)
+        image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ def load_image_processor(
 def image_backend(image_processor: Any) -> str:
     """Which of `IMAGE_BACKENDS` it is; what transformers saves of an image processor does not tell."""
     return "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
+
+
+def settings_digest(image_processor: Any) -> bytes:
+    """Of its kind and all its settings as they are now."""
+    settings = repr([type(image_processor).__name__, sorted(vars(image_processor).items())])
+    return hashlib.blake2b(settings.encode(), digest_size=16).digest()
 
 
 def _require_patches(processor: Any, tower: Any, name: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from elva.models.batches import Batch
 from elva.models.cache import TensorCache
+from elva.models.image_processor import settings_digest
 from elva.models.prompts import IMAGE_TOKEN, TURN_END, USER_HEADER, VISION_END, VISION_START, PromptTemplate
 from elva.pictures import PictureError, check_size, picture_suffixes, read_rgb, to_rgb
 
@@ -167,7 +168,6 @@ class InputProcessor:
         self.image_processor = image_processor
         self.prompt = prompt
         self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self.merge_area = int(image_processor.merge_size) ** 2
         self.cache = TensorCache(CACHE_BYTES)
 
     def __call__(
@@ -184,7 +184,8 @@ class InputProcessor:
         if not items:
             raise ValueError("inputs: an empty list given, expected at least one input")
         pictures = [None if item.image is None else self.picture(item.image, item.name) for item in items]
-        sizes = [0 if p is None else int(p.grid.prod()) // self.merge_area for p in pictures]
+        merge_area = int(self.image_processor.merge_size) ** 2
+        sizes = [0 if p is None else int(p.grid.prod()) // merge_area for p in pictures]
         rows = self._token_rows([item.text or "" for item in items], sizes)
         batch = self._pad(rows)
         present = [picture for picture in pictures if picture is not None]
@@ -235,9 +236,7 @@ class InputProcessor:
                 pixels, grid = self._process(to_rgb(image))
                 return Picture(pixels, grid, None)
             status = image.stat()
-            settings = self.image_processor
-            size = (settings.size["shortest_edge"], settings.size["longest_edge"], settings.patch_size)
-            key = (str(image), status.st_mtime_ns, status.st_size, size)
+            key = (str(image), status.st_mtime_ns, status.st_size, settings_digest(self.image_processor))
             found = self.cache.get(key)
             if found is None:
                 found = self._process(read_rgb(image))

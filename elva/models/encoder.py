@@ -54,8 +54,10 @@ class MultimodalEncoder:
         self.stopwatch = Stopwatch()
         _limit_pixels(image_processor, self.config.max_pixels)
         self.ret_id = register_ret(model, tokenizer)
-        limit = longest_prompt(self.base_model.config, self.config.max_summary_tokens)
-        self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt), limit)
+        self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt))
+        self.processor.max_tokens = longest_prompt(
+            self.base_model.config, self.config.max_summary_tokens, self.processor.frame_tokens
+        )
         self._vision = FrozenVision(self.base_model.model, self.stopwatch)
 
     @property
@@ -84,11 +86,14 @@ class MultimodalEncoder:
         code that a checkpoint brings for its configuration, tokenizer or image processor; the model is always
         transformers' own.
         FileNotFoundError for a path without a directory; ValueError for another architecture, pooling or module
-        behind it, weights that are missing, left over, of another shape or no floating-point numbers, or an adapter
-        that does not fit.
+        behind it, weights that are missing, left over, of another shape or no finite floating-point numbers, or an
+        adapter, tokenizer, image processor or elva.json that does not fit.
         """
         loaded = load(str(path_or_name), attn_implementation, dtype, device, trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, loaded.image_processor, loaded.config)
+        try:
+            return cls(loaded.model, loaded.tokenizer, loaded.image_processor, loaded.config)
+        except ValueError as error:
+            raise ValueError(f"{path_or_name}: {error}") from error
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write model, tokenizer, image processor and ``elva.json``; whole or not at all.

@@ -61,10 +61,10 @@ def _require_patches(processor: Any, tower: Any, name: str) -> None:
                 f"{name}/{SETTINGS}: {key} is {getattr(processor, key, None)!r}, expected {value} as in the vision "
                 "tower's settings"
             )
-    edges = [dict(processor.size).get(key) for key in ("shortest_edge", "longest_edge")]
-    if not all(type(edge) is int and edge > 0 for edge in edges) or edges[0] > edges[1]:
+    shortest, longest = (dict(processor.size).get(key) for key in ("shortest_edge", "longest_edge"))
+    if not (type(shortest) is int and type(longest) is int and 0 < shortest <= longest):
         raise ValueError(
-            f"{name}/{SETTINGS}: size has shortest_edge {edges[0]!r} and longest_edge {edges[1]!r}, expected the "
+            f"{name}/{SETTINGS}: size has shortest_edge {shortest!r} and longest_edge {longest!r}, expected the "
             "fewest and the most pixels of a picture"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +52,7 @@ def parse_input(value: Any, index: int) -> Item:
         return Item(None, _existing(value, name), name)
     if isinstance(value, str):
         path = _path_in(value, name)
-        return Item(value, None, name) if path is None else Item(None, path, name)
+        return Item(_whole(value, name), None, name) if path is None else Item(None, path, name)
     if isinstance(value, Mapping):
         return _parse_mapping(value, name)
     raise TypeError(
@@ -99,7 +99,18 @@ def _parse_mapping(value: Mapping[str, Any], name: str) -> Item:
         )
     if isinstance(image, (str, Path)):
         image = _existing(Path(image), name)
-    return Item(text, image, name)
+    return Item(None if text is None else _whole(text, f"{name}['text']"), image, name)
+
+
+def _whole(text: str, name: str) -> str:
+    """The text. ValueError for half of a surrogate pair in it, which is no character and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: character {error.start} is {text[error.start]!r}, half of a surrogate pair; expected Unicode text"
+        ) from error
+    return text
 
 
 def _shortened(text: str) -> str:
@@ -131,11 +142,19 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
     if instructions is None:
         return items
     if isinstance(instructions, str):
-        instructions = [instructions] * len(items)
+        instructions = [_whole(instructions, "instructions")] * len(items)
+    if isinstance(instructions, bytes | Mapping | Set) or not hasattr(instructions, "__len__"):
+        raise TypeError(
+            f"instructions: {type(instructions).__name__} given, expected a str or a list with one for each input"
+        )
     if len(instructions) != len(items):
         raise ValueError(
             f"instructions: {len(instructions)} given, expected one or {len(items)} (one per input)"
         )
+    for index, own in enumerate(instructions):
+        if own is not None and not isinstance(own, str):
+            raise TypeError(f"instructions[{index}]: {type(own).__name__} given, expected a str or None")
+        _whole(own or "", f"instructions[{index}]")
     texts = [
         " ".join(part for part in (i, item.text) if part) for i, item in zip(instructions, items, strict=True)
     ]
@@ -196,6 +215,11 @@ class InputProcessor:
             else:
                 batch["image_features"] = vision(present)
         return batch
+
+    @property
+    def frame_tokens(self) -> int:
+        """How many tokens a prompt has around an input's own."""
+        return len(self._token_rows([""], [0])[0])
 
     def _token_rows(self, texts: list[str], image_tokens: list[int]) -> list[list[int]]:
         def encode(text: str) -> list[int]:

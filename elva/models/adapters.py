@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import tempfile
 from pathlib import Path
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 
 from elva.models.adapter_settings import ADAPTER_CONFIG, adapter_settings
 from elva.models.files import file_of, read_object, weight_files
-from elva.models.weights import damaged, load_model, pickled, require_fit, require_floating
+from elva.models.weight_files import Entry, damaged, pickled, require_floating, require_once
+from elva.models.weights import load_model, require_finite_weights, require_fit
 
 ADAPTER_FILES = "adapter_*"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -135,6 +135,15 @@ def _untie_adapted(model: Any) -> None:
     embeddings, head = (_inner(layer) for layer in layers)
     if embeddings.weight is head.weight and any(isinstance(layer, BaseTunerLayer) for layer in layers):
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        _fold_rows(layers[1])
+
+
+def _fold_rows(head: Any) -> None:
+    """Put the trained rows of tied embeddings into the head that a delta goes around: PEFT would lose them there."""
+    rows = getattr(getattr(head, "base_layer", None), "token_adapter", None)
+    if rows is not None:
+        rows.merge()
+        head.base_layer = rows.base_layer
 
 
 def _inner(layer: Any) -> Any:
@@ -156,7 +165,8 @@ def read_adapter(name: str) -> dict[str, Tensor]:
     """An adapter's weights by the names that PEFT gives them today; a ``.bin`` is read as tensors alone.
 
     Raises:
-        ValueError: no file of weights, one that holds more than tensors, or weights that are no floating-point numbers.
+        ValueError: no file of weights, one that holds more than tensors, or weights that are there twice, no
+            floating-point numbers or not finite.
     """
     from peft.utils.save_and_load import load_peft_weights
 
@@ -168,11 +178,16 @@ def read_adapter(name: str) -> dict[str, Tensor]:
         weights = load_peft_weights(name, device="cpu")
     except SafetensorError as error:
         raise damaged(f"{name}/{ADAPTER_WEIGHTS[0]}", error) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged pickle raises is of many kinds
         raise pickled(name) from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise pickled(name)
-    require_floating(name, ((key, value.dtype) for key, value in weights.items()))
+    entries = [Entry(key, value.dtype, tuple(value.shape)) for key, value in weights.items()]
+    require_floating(name, entries)
+    require_once(name, ((_name_of_today(entry.name), entry) for entry in entries))
+    require_finite_weights(name, weights.items())
     return {_name_of_today(key): value for key, value in weights.items()}
 
 

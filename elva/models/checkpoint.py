@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from elva.models import adapters, foreign_code
+from elva.models import adapters
 from elva.models.attention import resolve_attention
 from elva.models.config import EncoderConfig, read_config
 from elva.models.files import file_of
-from elva.models.processing import load_image_processor
+from elva.models.image_processor import load_image_processor
 from elva.models.prompts import RET_TOKEN
+from elva.models.tokenizer import load_tokenizer
 
 ARCHITECTURES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
@@ -38,8 +39,6 @@ def load(
     trust_remote_code: bool,
 ) -> Loaded:
     """See `MultimodalEncoder.from_pretrained`."""
-    import transformers
-
     _require_directory(name)
     base = adapters.base_of(name)
     weights = base or name
@@ -56,13 +55,12 @@ def load(
     model = adapters.load_weights(model_class, weights, attn_implementation=attention, dtype=dtype or "auto")
     # An adapter's own tokenizer may know tokens that its base does not.
     own = next((place for place in (name, weights) if file_of(place, "tokenizer_config.json")), weights)
-    with foreign_code.refused(own):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(own, model, trust_remote_code)
     if base is not None:
         model = adapters.merge(model, name, len(tokenizer))
     _require_rows(model, tokenizer, own)
-    with foreign_code.refused(weights):
-        image_processor = load_image_processor(weights, settings.image_backend, trust_remote_code)
+    tower = model.config.vision_config
+    image_processor = load_image_processor(weights, tower, settings.image_backend, trust_remote_code)
     return Loaded(model.to(device).eval(), tokenizer, image_processor, settings)
 
 

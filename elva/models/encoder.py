@@ -22,9 +22,10 @@ from elva.models.config import CONFIG_FILE, MODES, READS, EncoderConfig, check_c
 from elva.models.features import forward_inputs
 from elva.models.generation import Generated, Sampling, SpecialIds, evaluation_mode, generate, special_ids
 from elva.models.head import Head, head_of
+from elva.models.image_processor import image_backend
 from elva.models.lengths import longest_prompt, split_by_length
 from elva.models.packing import PackedBatch, pack
-from elva.models.processing import InputProcessor, image_backend, join_instructions, parse_inputs
+from elva.models.processing import InputProcessor, join_instructions, parse_inputs
 from elva.models.prompts import get_prompt
 from elva.models.states import final_states, require_finite
 from elva.models.vision import FrozenVision
@@ -48,22 +49,25 @@ class MultimodalEncoder:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
         self.config = replace(config or EncoderConfig(), image_backend=image_backend(image_processor))
         self.autocast_dtype: torch.dtype | None = None
         self.stopwatch = Stopwatch()
-        self._limit_pixels()
+        _limit_pixels(image_processor, self.config.max_pixels)
         self.ret_id = register_ret(model, tokenizer)
-        limit = longest_prompt(self.base_model.config, self.config.max_summary_tokens)
-        self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt), limit)
+        self.processor = InputProcessor(tokenizer, image_processor, get_prompt(self.config.prompt))
+        self.processor.max_tokens = longest_prompt(
+            self.base_model.config, self.config.max_summary_tokens, self.processor.frame_tokens
+        )
         self._vision = FrozenVision(self.base_model.model, self.stopwatch)
 
-    def _limit_pixels(self) -> None:
-        limit = self.config.max_pixels
-        if limit is not None:
-            size = self.image_processor.size
-            shortest, longest = min(size["shortest_edge"], limit), min(size["longest_edge"], limit)
-            self.image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}
+    @property
+    def image_processor(self) -> Any:
+        """transformers' image processor; another one may take its place."""
+        return self.processor.image_processor
+
+    @image_processor.setter
+    def image_processor(self, value: Any) -> None:
+        self.processor.image_processor = value
 
     @classmethod
     def from_pretrained(
@@ -82,11 +86,14 @@ class MultimodalEncoder:
         code that a checkpoint brings for its configuration, tokenizer or image processor; the model is always
         transformers' own.
         FileNotFoundError for a path without a directory; ValueError for another architecture, pooling or module
-        behind it, weights that are missing, left over, of another shape or no floating-point numbers, or an adapter
-        that does not fit.
+        behind it, weights that are missing, left over, of another shape or no finite floating-point numbers, or an
+        adapter, tokenizer, image processor or elva.json that does not fit.
         """
         loaded = load(str(path_or_name), attn_implementation, dtype, device, trust_remote_code)
-        return cls(loaded.model, loaded.tokenizer, loaded.image_processor, loaded.config)
+        try:
+            return cls(loaded.model, loaded.tokenizer, loaded.image_processor, loaded.config)
+        except ValueError as error:
+            raise ValueError(f"{path_or_name}: {error}") from error
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write model, tokenizer, image processor and ``elva.json``; whole or not at all.
@@ -326,3 +333,10 @@ class MultimodalEncoder:
     def decode_summary(self, ids: Sequence[int]) -> str:
         """The summary's text, without ``[RET]`` or other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def _limit_pixels(image_processor: Any, limit: int | None) -> None:
+    if limit is not None:
+        size = image_processor.size
+        shortest, longest = min(size["shortest_edge"], limit), min(size["longest_edge"], limit)
+        image_processor.size = {"shortest_edge": shortest, "longest_edge": longest}

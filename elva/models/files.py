@@ -25,23 +25,37 @@ def weight_files(name: str) -> list[Path]:
     """The files that hold the weights, in the order in which transformers looks for them; empty where there are none.
 
     Raises:
-        ValueError: an index that names no files, or files of other directories.
+        ValueError: an index that names no files, or files of other directories. FileNotFoundError: it names one that
+            is not there.
     """
     for file in WEIGHTS:
         if whole := file_of(name, file):
             return [whole]
         if index := file_of(name, f"{file}.index.json"):
-            shards = read_object(index).get("weight_map")
-            if (
-                not isinstance(shards, dict)
-                or not shards
-                or not all(isinstance(shard, str) for shard in shards.values())
-            ):
-                raise ValueError(f"{index}: weight_map is {type(shards).__name__}, expected names of files")
-            for shard in shards.values():
-                require_below(index, shard)
-            return [found for shard in sorted(set(shards.values())) if (found := file_of(name, shard))]
+            return [_shard(name, index, shard) for shard in _shards(index)]
     return []
+
+
+def _shards(index: Path) -> list[str]:
+    values = read_object(index)
+    shards = values.get("weight_map")
+    if (
+        not isinstance(shards, dict)
+        or not shards
+        or not all(isinstance(shard, str) for shard in shards.values())
+    ):
+        raise ValueError(f"{index}: weight_map is {type(shards).__name__}, expected names of files")
+    if not isinstance(values.get("metadata"), dict):  # transformers writes into it
+        raise ValueError(f"{index}: metadata is {type(values.get('metadata')).__name__}, expected an object")
+    return sorted(set(shards.values()))
+
+
+def _shard(name: str, index: Path, shard: str) -> Path:
+    require_below(index, shard)
+    found = file_of(name, shard)
+    if found is None:
+        raise FileNotFoundError(f"{index}: there is no file {shard!r}, which it names, beside it")
+    return found
 
 
 def require_below(file: Path, name: str) -> None:

@@ -28,10 +28,22 @@ def split_by_length(lengths: Sequence[int], forwards: int = 1) -> list[list[int]
     return [sorted(parts[0])] if len(parts) == 1 else parts
 
 
-def longest_prompt(config: Any, max_summary_tokens: int) -> int | None:
+def longest_prompt(config: Any, max_summary_tokens: int, frame: int) -> int | None:
     """How many tokens a prompt may have, so that a summary and ``[RET]`` have places behind it that the model knows.
 
-    ``config``: transformers' of the whole model. None where it states no limit.
+    ``config``: transformers' of the whole model. ``frame``: tokens that every prompt has. None where the model states
+    no limit.
+
+    Raises:
+        ValueError: there is no place left for a text.
     """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else max(int(limit) - max_summary_tokens - 1, 1)
+    if limit is None:
+        return None
+    most = int(limit) - frame - 2  # [RET], and one token of a text
+    if max_summary_tokens > most:
+        raise ValueError(
+            f"max_summary_tokens: {max_summary_tokens} given; of the model's {limit} positions a prompt takes {frame}, "
+            f"so that every text would be cut to nothing; expected at most {most}"
+        )
+    return int(limit) - max_summary_tokens - 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from elva.models.batches import Batch
 from elva.models.cache import TensorCache
+from elva.models.image_processor import settings_digest
 from elva.models.prompts import IMAGE_TOKEN, TURN_END, USER_HEADER, VISION_END, VISION_START, PromptTemplate
 from elva.pictures import PictureError, check_size, picture_suffixes, read_rgb, to_rgb
 
@@ -51,7 +52,7 @@ def parse_input(value: Any, index: int) -> Item:
         return Item(None, _existing(value, name), name)
     if isinstance(value, str):
         path = _path_in(value, name)
-        return Item(value, None, name) if path is None else Item(None, path, name)
+        return Item(_whole(value, name), None, name) if path is None else Item(None, path, name)
     if isinstance(value, Mapping):
         return _parse_mapping(value, name)
     raise TypeError(
@@ -98,7 +99,18 @@ def _parse_mapping(value: Mapping[str, Any], name: str) -> Item:
         )
     if isinstance(image, (str, Path)):
         image = _existing(Path(image), name)
-    return Item(text, image, name)
+    return Item(None if text is None else _whole(text, f"{name}['text']"), image, name)
+
+
+def _whole(text: str, name: str) -> str:
+    """The text. ValueError for half of a surrogate pair in it, which is no character and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: character {error.start} is {text[error.start]!r}, half of a surrogate pair; expected Unicode text"
+        ) from error
+    return text
 
 
 def _shortened(text: str) -> str:
@@ -130,32 +142,23 @@ def join_instructions(items: list[Item], instructions: str | Sequence[str | None
     if instructions is None:
         return items
     if isinstance(instructions, str):
-        instructions = [instructions] * len(items)
+        instructions = [_whole(instructions, "instructions")] * len(items)
+    if isinstance(instructions, bytes | Mapping | Set) or not hasattr(instructions, "__len__"):
+        raise TypeError(
+            f"instructions: {type(instructions).__name__} given, expected a str or a list with one for each input"
+        )
     if len(instructions) != len(items):
         raise ValueError(
             f"instructions: {len(instructions)} given, expected one or {len(items)} (one per input)"
         )
+    for index, own in enumerate(instructions):
+        if own is not None and not isinstance(own, str):
+            raise TypeError(f"instructions[{index}]: {type(own).__name__} given, expected a str or None")
+        _whole(own or "", f"instructions[{index}]")
     texts = [
         " ".join(part for part in (i, item.text) if part) for i, item in zip(instructions, items, strict=True)
     ]
     return [replace(item, text=text) for text, item in zip(texts, items, strict=True)]
-
-
-def load_image_processor(name: str, backend: str | None = None, trust_remote_code: bool = False) -> Any:
-    """transformers' image processor of a directory or hub name; ``backend`` as in `EncoderConfig.image_backend`.
-
-    ``trust_remote_code``: run code that the checkpoint brings for it.
-    """
-    # From its own module: where torchvision is absent, transformers before 5.18 has a stub by that name in its root.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
-    options = {} if backend is None else {"backend": backend}
-    return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
-
-
-def image_backend(image_processor: Any) -> str:
-    """Which of `IMAGE_BACKENDS` it is; what transformers saves of an image processor does not tell."""
-    return "pil" if type(image_processor).__name__.endswith("Pil") else "torchvision"
 
 
 class Picture(NamedTuple):
@@ -184,7 +187,6 @@ class InputProcessor:
         self.image_processor = image_processor
         self.prompt = prompt
         self.image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self.merge_area = int(image_processor.merge_size) ** 2
         self.cache = TensorCache(CACHE_BYTES)
 
     def __call__(
@@ -201,7 +203,8 @@ class InputProcessor:
         if not items:
             raise ValueError("inputs: an empty list given, expected at least one input")
         pictures = [None if item.image is None else self.picture(item.image, item.name) for item in items]
-        sizes = [0 if p is None else int(p.grid.prod()) // self.merge_area for p in pictures]
+        merge_area = int(self.image_processor.merge_size) ** 2
+        sizes = [0 if p is None else int(p.grid.prod()) // merge_area for p in pictures]
         rows = self._token_rows([item.text or "" for item in items], sizes)
         batch = self._pad(rows)
         present = [picture for picture in pictures if picture is not None]
@@ -212,6 +215,11 @@ class InputProcessor:
             else:
                 batch["image_features"] = vision(present)
         return batch
+
+    @property
+    def frame_tokens(self) -> int:
+        """How many tokens a prompt has around an input's own."""
+        return len(self._token_rows([""], [0])[0])
 
     def _token_rows(self, texts: list[str], image_tokens: list[int]) -> list[list[int]]:
         def encode(text: str) -> list[int]:
@@ -252,9 +260,7 @@ class InputProcessor:
                 pixels, grid = self._process(to_rgb(image))
                 return Picture(pixels, grid, None)
             status = image.stat()
-            settings = self.image_processor
-            size = (settings.size["shortest_edge"], settings.size["longest_edge"], settings.patch_size)
-            key = (str(image), status.st_mtime_ns, status.st_size, size)
+            key = (str(image), status.st_mtime_ns, status.st_size, settings_digest(self.image_processor))
             found = self.cache.get(key)
             if found is None:
                 found = self._process(read_rgb(image))

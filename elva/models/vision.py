@@ -14,6 +14,8 @@ from elva.models.vision_store import VisionStore, digest, tower_digest
 from elva.stopwatch import Stopwatch
 
 CACHE_BYTES = 1024 * 2**20
+SAMPLES = 16
+"""So many values of each weight, evenly spread, are compared in every call, which takes milliseconds."""
 PATCHES = 8192
 """The tower runs on at most so many patches at once (one picture at least): its memory does not grow with the batch."""
 
@@ -22,8 +24,9 @@ class FrozenVision:
     """Pictures → image features ``[tokens, H · (1 + deepstack levels)]``, without gradient, in the pictures' order.
 
     Pictures are known by their content. Features are kept on the tower's device (``CACHE_BYTES``, least recently used
-    dropped first) for as long as the tower's weights are the same tensors in the same state; with ``store`` they are
-    also looked up and kept on disk. Qwen3-VL's deepstack features stand beside the last layer's. They are computed in
+    dropped first) for as long as the tower's weights are the same tensors in the same state: a write through ``.data``
+    is noticed where it changes one of `SAMPLES` values of a weight. With ``store`` features are also looked up and kept
+    on disk. Qwen3-VL's deepstack features stand beside the last layer's. They are computed in
     the precision of the tower's weights, whatever autocast says: other steps and runs read them again.
     """
 
@@ -102,8 +105,9 @@ class FrozenVision:
             return torch.cat([out.pooler_output, *levels], dim=-1).split(sizes)
 
     def _forget_if_trained(self) -> None:
-        # in-place updates (an optimiser's step, a loaded checkpoint) raise a tensor's version
-        state = tuple((p.data_ptr(), p._version, p.dtype) for p in self._tower.parameters())
+        # in-place updates (an optimiser's step, a loaded checkpoint) raise a tensor's version, those of .data do not
+        weights = list(self._tower.parameters())
+        state = (*((p.data_ptr(), p._version, p.dtype) for p in weights), _samples(weights))
         if state != self._state:
             self.cache.clear()
             self._state = state
@@ -112,6 +116,16 @@ class FrozenVision:
     @property
     def _tower(self) -> Any:
         return self.backbone.visual
+
+
+def _samples(weights: Iterable[Tensor]) -> bytes:
+    """Bytes of a few values of every weight; of a sharded one, of the part that is here."""
+    parts = []
+    for weight in weights:
+        local: Any = weight.to_local() if hasattr(weight, "to_local") else weight
+        flat = local.detach().reshape(-1)
+        parts.append(flat[:: max(1, flat.numel() // SAMPLES)].double())
+    return torch.cat(parts).cpu().numpy().tobytes() if parts else b""
 
 
 def _parts(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from elva.models.files import file_of, read_object, weight_files
+from elva.models.files import file_of, read_object
+from elva.models.weight_files import check_files, listed
 
-SHOWN = 3
 REPORT = "LOAD REPORT"
 
 
@@ -25,24 +23,35 @@ def load_model(model_class: Any, name: str, *, label: str | None = None, **optio
     checkpoint in errors (``name`` by default).
 
     Raises:
-        ValueError: weights that are missing, left over, of another shape or no floating-point numbers.
+        ValueError: weights that are missing, left over, there twice, of another shape, no floating-point numbers or
+            not finite; quantized ones that transformers cannot use here.
     """
     label = label or name
-    _require_floating(name, label)
+    quantized = _is_quantized(name)
+    check_files(name, label, packed=quantized)
     options = {"trust_remote_code": False, **options}
     try:
         with _without_report():
             model, found = model_class.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except pickle.UnpicklingError as error:
-        raise pickled(label) from error
+    except Exception as error:  # what a quantizer raises for settings that it cannot use is of many kinds
+        if not quantized:
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{label}/config.json: transformers cannot use its quantization_config: {reason}"
+        ) from error
     mismatched = [
         f"{key} {list(given)}, expected {list(expected)}"
         for key, given, expected in sorted(found["mismatched_keys"])
     ]
     subject = f"{label}: the weights do not fit {type(model).__name__}"
     require_fit(subject, found["missing_keys"], found["unexpected_keys"], mismatched)
+    _require_unpacked(model, label)
+    # a quantizer's own kinds of tensors have no minimum
+    plain = ((key, weight) for key, weight in model.named_parameters() if type(weight.data) is torch.Tensor)
+    require_finite_weights(label, plain)
     return model
 
 
@@ -55,7 +64,7 @@ def require_fit(
     """
     missing, unexpected, mismatched = sorted(missing), sorted(unexpected), list(mismatched)
     faults = [
-        f"{len(names)} {what} ({', '.join(names[:SHOWN])}{', …' if len(names) > SHOWN else ''})"
+        f"{len(names)} {what} ({listed(names)})"
         for names, what in (
             (missing, "of its layers have no weights in the file"),
             (unexpected, "weights have no layer"),
@@ -70,63 +79,43 @@ def require_fit(
     raise ValueError(f"{subject}: {', '.join(faults)}{advice}")
 
 
-def require_floating(name: str, dtypes: Iterable[tuple[str, Any]]) -> None:
-    """ValueError for a weight whose dtype is none of floating point: it was cast, or is no weight."""
-    wrong = [f"{key} {dtype}" for key, dtype in dtypes if not _is_floating(dtype)]
+def require_finite_weights(label: str, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """ValueError for weights with NaN or infinity in them: no answer would show those of a head or a tower."""
+    wrong = [key for key, weight in weights if weight.is_floating_point() and not _is_finite(weight.detach())]
     if wrong:
-        more = ", …" if len(wrong) > SHOWN else ""
         raise ValueError(
-            f"{name}: {len(wrong)} weights are no floating-point numbers ({', '.join(wrong[:SHOWN])}{more})"
+            f"{label}: {len(wrong)} weights hold NaN or infinity ({listed(wrong)}); they are damaged, or dtype is too "
+            "narrow for them"
         )
 
 
-def _require_floating(name: str, label: str) -> None:
+def _is_finite(weight: torch.Tensor) -> bool:
+    if not weight.numel():
+        return True
+    wide = weight.float() if weight.dtype.itemsize == 1 else weight  # float8 has no minimum
+    # NaN is the minimum and maximum of whatever holds it; no mask of the weight's size is made
+    return bool(torch.stack(torch.aminmax(wide)).isfinite().all())
+
+
+def _is_quantized(name: str) -> bool:
     config = file_of(name, "config.json")
-    if config is not None and read_object(config).get("quantization_config") is not None:
-        return  # packed in integers; transformers checks what it unpacks
-    for file in weight_files(name):
-        require_floating(label, _dtypes(file, label))
+    return config is not None and bool(read_object(config).get("quantization_config"))
 
 
-def _dtypes(file: Path, label: str) -> Iterator[tuple[str, Any]]:
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(file, framework="pt") as opened:
-                yield from ((key, opened.get_slice(key).get_dtype()) for key in opened.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise damaged(file, error) from error
-        return
-    try:
-        tensors = torch.load(file, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise pickled(label) from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in tensors.values()
-    ):
-        raise pickled(label)
-    yield from ((key, tensor.dtype) for key, tensor in tensors.items())
-
-
-def damaged(file: Path | str, error: Exception) -> ValueError:
-    """The error for a file of weights that safetensors cannot read."""
-    return ValueError(f"{file}: the file of weights is damaged or cut off: {error}")
-
-
-def pickled(label: str) -> ValueError:
-    """The error for a pickle that is no dictionary of tensors; nothing else in it is unpickled."""
-    return ValueError(
-        f"{label}: its .bin file holds more than tensors, or is damaged, and is not read; save the weights as "
-        ".safetensors"
-    )
-
-
-def _is_floating(dtype: Any) -> bool:
-    """Of torch's dtypes and of safetensors' names for them (F32, BF16, F8_E4M3 …)."""
-    if isinstance(dtype, torch.dtype):
-        return dtype.is_floating_point
-    return str(dtype).startswith(("F", "BF"))
+def _require_unpacked(model: Any, label: str) -> None:
+    """torch's own layers compute with a weight as it is: what is packed belongs in a quantizer's layers."""
+    packed = [
+        (f"{path}.{key}", weight.dtype)
+        for path, layer in model.named_modules()
+        if type(layer).__module__.startswith("torch.nn.")
+        for key, weight in layer.named_parameters(recurse=False)
+        if not weight.is_floating_point() or weight.dtype.itemsize == 1
+    ]
+    if packed:
+        raise ValueError(
+            f"{label}: {len(packed)} weights are packed ({listed(f'{key} {dtype}' for key, dtype in packed)}) and its "
+            "quantization_config unpacks none of them; expected weights of 16 bits or more"
+        )
 
 
 def _prefix(missing: list[str], unexpected: list[str]) -> str:

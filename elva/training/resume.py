@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from elva.files import atomic_file
+from elva.models.files import weight_files
 from elva.training.config import ConfigError, StageConfig
 
 CHECKPOINTS = "checkpoints"
@@ -20,29 +21,29 @@ RECORD = "config.json"
 PROCESSES = "processes"
 """In the record beside the settings: how many processes (or GPUs of one process) share a step."""
 WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def is_whole(model: Path) -> str | None:
     """What a saved model directory lacks, in words; None where it is whole."""
-    for name in ("config.json", "elva.json", "tokenizer_config.json", "preprocessor_config.json"):
+    for name in ("config.json", "elva.json", *TOKENIZER_FILES, "preprocessor_config.json"):
         if not (model / name).is_file():
             return f"lacks {name}"
-    names = [WEIGHTS]
-    index = model / f"{WEIGHTS}.index.json"
     try:
-        if index.is_file():
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"has a damaged {index.name} ({error})"
-    for name in names:
+        files = weight_files(str(model))
+    except FileNotFoundError as error:
+        return f"lacks a file of weights ({error})"
+    except (OSError, ValueError) as error:
+        return f"has a damaged {WEIGHTS}.index.json ({error})"
+    for file in files:
         try:
             # reads the header alone, and compares it with the file's length
-            with safe_open(model / name, framework="pt"):
+            with safe_open(file, framework="pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            return f"lacks {name}" if not (model / name).exists() else f"has a damaged {name} ({error})"
-    return None
+            return f"has a damaged {file.name} ({error})"
+    return None if files else f"lacks {WEIGHTS}"
 
 
 def require_whole(model: Path) -> None:

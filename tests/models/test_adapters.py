@@ -73,6 +73,8 @@ DELTAS = {
     "both": {"target_modules": ["embed_tokens", "lm_head"]},
     "copy": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
     "row": {"target_modules": ["q_proj"], "trainable_token_indices": [5]},
+    "head and row": {"target_modules": ["q_proj", "lm_head"], "trainable_token_indices": [5]},
+    "copied head": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
 }
 
 

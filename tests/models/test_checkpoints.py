@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from elva.models import EncoderConfig, MultimodalEncoder, tiny
-from elva.models.processing import image_backend
+from elva.models.image_processor import image_backend
 from elva.models.prompts import RET_TOKEN
 
 INPUTS = ["a red cat", {"text": "two dogs"}]
@@ -239,6 +239,14 @@ FAULTS = {
         r"16 weights have no layer .*; names begin with 'module\.'",
     ),
     "integers": (weights(lambda w: {k: v.long() for k, v in w.items()}), "16 weights are no floating-point"),
+    "no numbers": (
+        weights(lambda w: {k: v * torch.nan for k, v in w.items()}),
+        "16 weights hold NaN or infinity",
+    ),
+    "two names": (
+        weights(lambda w: {**w, **{k.replace(OWN, OLDER): v + 1 for k, v in list(w.items())[:1]}}),
+        r"1 weights are there twice \(base_model\.model\..* and base_model",
+    ),
     "narrow": (
         weights(lambda w: {**w, "base_model.model.lm_head.weight": torch.zeros(9, 3)}),
         r"lm_head\.weight is \[9, 3\], expected a row of 192 for every token",

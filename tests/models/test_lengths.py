@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from elva.models import MultimodalEncoder
 from elva.models.lengths import PADDING, TOKENS, longest_prompt, split_by_length
 
 
@@ -45,9 +47,21 @@ def test_the_limit_leaves_room_for_a_summary():
     def config(**values):
         return SimpleNamespace(get_text_config=lambda: SimpleNamespace(**values))
 
-    assert longest_prompt(config(max_position_embeddings=100), 16) == 83
-    assert longest_prompt(config(max_position_embeddings=10), 16) == 1
-    assert longest_prompt(config(), 16) is None
+    assert longest_prompt(config(max_position_embeddings=100), 16, 20) == 83
+    assert longest_prompt(config(max_position_embeddings=38), 16, 20) == 21
+    assert longest_prompt(config(), 16, 20) is None
+    with pytest.raises(
+        ValueError, match=r"max_summary_tokens: 16 given; of the model's 37 .* expected at most 15$"
+    ):
+        longest_prompt(config(max_position_embeddings=37), 16, 20)
+
+
+def test_a_summary_that_leaves_no_place_for_a_text_is_refused(own_encoder, tmp_path):
+    own_encoder.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "elva.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_summary_tokens": 10**7}))
+    with pytest.raises(ValueError, match=r"/model: max_summary_tokens: 10000000 given; of the model's 4096 "):
+        MultimodalEncoder.from_pretrained(tmp_path / "model", device="cpu")
 
 
 @pytest.mark.parametrize("mode", ["direct", "generative"])

@@ -174,3 +174,26 @@ def test_files_are_cached_until_they_change(own_encoder, tmp_path):
     Image.new("RGB", (64, 96), "blue").save(file)
     changed = own_encoder.processor.picture(file, "inputs[0]").pixels
     assert not torch.equal(changed, first)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "instruction", "kind", "message"),
+    [
+        (
+            ["a", "b\ud800"],
+            None,
+            ValueError,
+            r"inputs\[1\]: character 1 is '\\ud800', half of a surrogate pair",
+        ),
+        ([{"text": "\udc00"}], None, ValueError, r"inputs\[0\]\['text'\]: character 0 is '\\udc00', half"),
+        (["a"], "\ud800", ValueError, r"instructions: character 0 is"),
+        (["a", "b"], ["c", "\ud800"], ValueError, r"instructions\[1\]: character 0 is"),
+        (["a"], 5, TypeError, "instructions: int given, expected a str or a list with one for each input"),
+        (["a"], {"a": 1}, TypeError, "instructions: dict given, expected a str or a list"),
+        (["a"], b"x", TypeError, "instructions: bytes given, expected a str or a list"),
+        (["a", "b"], [None, 5], TypeError, r"instructions\[1\]: int given, expected a str or None"),
+    ],
+)
+def test_what_no_tokenizer_takes_is_named(tiny_encoder, inputs, instruction, kind, message):
+    with pytest.raises(kind, match=message):
+        tiny_encoder.encode(inputs, instruction)

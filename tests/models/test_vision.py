@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -100,10 +102,23 @@ def test_the_tower_runs_on_a_bounded_number_of_patches(own_encoder, calls, monke
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_changed_weights_are_noticed(own_encoder, files, calls):
+@pytest.mark.parametrize("through", ["parameter", "data"])
+def test_changed_weights_are_noticed(own_encoder, files, calls, through):
+    weight = next(own_encoder.base_model.model.visual.parameters())
     with torch.no_grad():
         before = own_encoder.prepare(files)["image_features"]
-        next(own_encoder.base_model.model.visual.parameters()).mul_(1.5)
+        (weight if through == "parameter" else weight.data).mul_(1.5)
+        after = own_encoder.prepare(files)["image_features"]
+    assert calls == [2, 2] and not torch.allclose(before, after)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_changed_image_processor_is_noticed(own_encoder, files, calls, replaced):
+    with torch.no_grad():
+        before = own_encoder.prepare(files)["image_features"]
+        if replaced:
+            own_encoder.image_processor = copy.deepcopy(own_encoder.image_processor)
+        own_encoder.image_processor.image_mean = [0.0, 0.0, 0.0]
         after = own_encoder.prepare(files)["image_features"]
     assert calls == [2, 2] and not torch.allclose(before, after)
 

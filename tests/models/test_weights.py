@@ -84,6 +84,25 @@ CHANGES = {
         },
         r"1 weights are no floating-point numbers \(model\.norm\.weight I64\)$",
     ),
+    "two names": (
+        lambda weights: {**weights, "model.language_model.norm.weight": weights["model.norm.weight"] * 3},
+        r"1 weights are there twice \(model\.language_model\.norm\.weight and model\.norm\.weight\), expected one",
+    ),
+    "misshapen head": (
+        lambda weights: {**weights, HEAD: torch.zeros(7, 64)},
+        r"lm_head\.weight is \[7, 64\] and model\.embed_tokens\.weight \[\d+, 64\], expected one shape for both$",
+    ),
+    "no numbers in the head": (
+        lambda weights: {**weights, HEAD: weights[embeddings(weights)] * torch.nan},
+        r"1 weights hold NaN or infinity \(lm_head\.weight\)",
+    ),
+    "infinity in the tower": (
+        lambda weights: {
+            key: value / 0 if key == "visual.patch_embed.proj.weight" else value
+            for key, value in weights.items()
+        },
+        r"1 weights hold NaN or infinity \(model\.visual\.patch_embed\.proj\.weight\)",
+    ),
 }
 
 
@@ -152,8 +171,18 @@ def test_an_index_names_the_files(tmp_path):
     for shard in ("a.safetensors", "b.safetensors"):
         save_file({shard[0]: torch.zeros(1)}, tmp_path / shard)
     index = tmp_path / "model.safetensors.index.json"
-    index.write_text('{"weight_map": {"b": "b.safetensors", "a": "a.safetensors", "c": "a.safetensors"}}')
+    shards = {"b": "b.safetensors", "a": "a.safetensors", "c": "a.safetensors"}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     assert weight_files(str(tmp_path)) == [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for values in ({}, {"metadata": None}, {"metadata": [1]}):
+        index.write_text(json.dumps({**values, "weight_map": shards}))
+        with pytest.raises(
+            ValueError, match=r"index\.json: metadata is (NoneType|list), expected an object$"
+        ):
+            weight_files(str(tmp_path))
+    index.write_text('{"metadata": {}, "weight_map": {"a": "c.safetensors"}}')
+    with pytest.raises(FileNotFoundError, match=r"index\.json: there is no file 'c\.safetensors'"):
+        weight_files(str(tmp_path))
     index.write_text('{"weight_map": [1]}')
     with pytest.raises(ValueError, match=r"index\.json: weight_map is list, expected names of files"):
         weight_files(str(tmp_path))
@@ -173,11 +202,9 @@ def test_a_token_without_an_embedding_is_named(saved, tmp_path):
         MultimodalEncoder.from_pretrained(folder, device="cpu")
 
 
-def test_weights_that_are_no_numbers_give_no_embeddings(saved, tmp_path):
-    folder = changed(
-        saved, tmp_path, lambda weights: {**weights, "model.norm.weight": torch.full((64,), torch.nan)}
-    )
-    encoder = MultimodalEncoder.from_pretrained(folder, device="cpu")
+def test_weights_that_are_no_numbers_give_no_embeddings(saved):
+    encoder = MultimodalEncoder.from_pretrained(saved, device="cpu")
+    encoder.model.model.language_model.norm.weight.data.fill_(torch.nan)
     message = r"inputs\[0\]: its embedding is not finite, nor are those of 1 other inputs of 2; the weights hold NaN"
     for mode in ("direct", "generative"):
         with pytest.raises(FloatingPointError, match=message):
@@ -206,3 +233,32 @@ def test_an_index_without_weights_is_named(saved, tmp_path):
     (folder / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {}}')
     with pytest.raises(ValueError, match=r"index\.json: weight_map is dict, expected names of files"):
         MultimodalEncoder.from_pretrained(folder, device="cpu")
+
+
+LAYER = "model.layers.0.mlp.down_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, rf"1 weights are no floating-point numbers \({LAYER} I8\)$"),
+        ({"quant_method": "gptq"}, r"/config\.json: transformers cannot use its quantization_config: .*bits"),
+        ({"foo": 1}, r"/config\.json: transformers cannot use its quantization_config: .*quant_method"),
+        pytest.param(
+            {"quant_method": "fp8"},
+            r"packed \(model\.language_model\.layers\.0\.mlp\.down_proj\.weight torch\.int8",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU it stays packed"),
+        ),
+    ],
+)
+def test_integers_behind_a_quantization_that_does_not_unpack_them_are_refused(
+    settings, message, saved, tmp_path
+):
+    folder = changed(
+        saved, tmp_path, lambda weights: {**weights, LAYER: (weights[LAYER] * 10).to(torch.int8)}
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": settings}))
+    with pytest.raises(ValueError, match=message) as error:
+        MultimodalEncoder.from_pretrained(folder, device="cpu")
+    assert str(error.value).startswith(str(folder)) and "\n" not in str(error.value)

@@ -80,9 +80,10 @@ def test_a2_a_model_directory_that_is_not_whole_is_not_returned(mini_scenes, unt
     ):
         run_stage(config)
     weights.write_bytes(content)
-    (model / "elva.json").unlink()
-    with pytest.raises(ConfigError, match=r"run/model lacks elva.json"):
-        run_stage(config)
+    for name in ("tokenizer.json", "elva.json"):
+        (model / name).unlink()
+        with pytest.raises(ConfigError, match=rf"run/model lacks {name}"):
+            run_stage(config)
 
 
 def test_a2_weights_that_were_not_written_are_not_moved_into_place(

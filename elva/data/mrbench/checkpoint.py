@@ -27,22 +27,21 @@ class CheckpointJudge:
                 f"the judge {name} is no directory, expected one with a Qwen-VL checkpoint"
             )
         import torch
-        from transformers import AutoTokenizer
 
         from elva.models.checkpoint import model_class_of
-        from elva.models.foreign_code import refused
         from elva.models.identity import parts_digest
-        from elva.models.processing import InputProcessor, load_image_processor
+        from elva.models.image_processor import load_image_processor
+        from elva.models.processing import InputProcessor
         from elva.models.prompts import PromptTemplate
+        from elva.models.tokenizer import load_tokenizer
         from elva.models.weights import load_model
 
         self._longest = max_new_tokens
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        with refused(name):
-            # A class and an attention of our choice: the checkpoint's own may lie anywhere.
-            model = load_model(model_class_of(name), name, dtype="auto", attn_implementation="sdpa")
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            image_processor = load_image_processor(name)
+        # A class and an attention of our choice: the checkpoint's own may lie anywhere.
+        model = load_model(model_class_of(name), name, dtype="auto", attn_implementation="sdpa")
+        self._tokenizer: Any = load_tokenizer(name, model)
+        image_processor = load_image_processor(name, model.config.vision_config)
         self._model = model.to(device).eval()
         # Another model may come to lie at the same place.
         weights = parts_digest(self._model, self._tokenizer, image_processor)[:12]

@@ -115,7 +115,7 @@ def test_a2_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypat
         return TrainingArguments(**settings)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("elva.training.run.TrainingArguments", alone)
+    monkeypatch.setattr("elva.training.arguments.TrainingArguments", alone)
     with pytest.raises(
         ConfigError, match=r"trainer.use_cpu: the launcher started 2 processes, and the trainer sees 1"
     ):
@@ -248,7 +248,9 @@ def test_a_run_killed_behind_its_last_step_takes_no_other(mini_scenes, untrained
     ],
 )
 def test_c33_a_reporter_that_is_not_there(name, message, untrained_model, mini_scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr("elva.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(
+        "elva.training.arguments.get_available_reporting_integrations", lambda: ["tensorboard"]
+    )
     config = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer={"report_to": name})
     with pytest.raises(ConfigError, match=message):
         run_stage(config)

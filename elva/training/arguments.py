@@ -15,9 +15,9 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
 )
 
+from elva.training.checkpoints import CHECKPOINTS
 from elva.training.config import ConfigError, StageConfig
 from elva.training.limits import TRAINER, expectation
-from elva.training.resume import CHECKPOINTS
 
 _ORDER = "each epoch shuffles all examples by the seed; leave it out"
 _EVALUATION = "a stage only trains; leave it out, and measure its model with `elva eval`"

@@ -1,26 +1,21 @@
-"""What an output directory holds already: a finished model, checkpoints to go on from, the settings they came from."""
+"""What an output directory holds already: a finished model, and the settings that it or its checkpoints came from."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import zipfile
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from elva.files import atomic_file
+from elva.training.checkpoints import CHECKPOINTS, unreadable
 from elva.training.config import ConfigError, StageConfig
 
-CHECKPOINTS = "checkpoints"
 RECORD = "config.json"
 PROCESSES = "processes"
 """In the record beside the settings: how many processes (or GPUs of one process) share a step."""
 WEIGHTS = "model.safetensors"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def is_whole(model: Path) -> str | None:
@@ -36,12 +31,10 @@ def is_whole(model: Path) -> str | None:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"has a damaged {index.name} ({error})"
     for name in names:
-        try:
-            # reads the header alone, and compares it with the file's length
-            with safe_open(model / name, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            return f"lacks {name}" if not (model / name).exists() else f"has a damaged {name} ({error})"
+        if not (model / name).exists():
+            return f"lacks {name}"
+        if why := unreadable(model / name):
+            return f"has a damaged {name} ({why})"
     return None
 
 
@@ -49,6 +42,17 @@ def require_whole(model: Path) -> None:
     """ConfigError unless the model directory can be loaded: what a stage returns is never half of one."""
     if lack := is_whole(model):
         raise ConfigError(f"{model} {lack}; remove the directory, and the same command writes it again")
+
+
+def require_places(output: Path) -> None:
+    """ConfigError where something else has the name of what a run writes at its end or on its way."""
+    for names, right, kind in (
+        (("model", CHECKPOINTS), Path.is_dir, "a directory"),
+        ((RECORD, "history.json", "negatives.json"), Path.is_file, "a file"),
+    ):
+        for name in names:
+            if os.path.lexists(output / name) and not right(output / name):
+                raise ConfigError(f"{output / name}: is not {kind}, expected {kind} or nothing; remove it")
 
 
 def same_settings(config: StageConfig, output: Path) -> None:
@@ -84,41 +88,6 @@ def write_record(config: StageConfig, output: Path, processes: int) -> None:
     record: dict[str, Any] = {**asdict(config), PROCESSES: processes}
     with atomic_file(output / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
-
-
-def has_checkpoints(output: Path) -> bool:
-    """Whether there are any, whole or not."""
-    return any((output / CHECKPOINTS).glob("checkpoint-*"))
-
-
-def whole_checkpoint(output: Path, processes: int, remove: bool) -> str | None:
-    """The newest checkpoint that was written to its end by all processes.
-
-    With ``remove`` newer ones, half-written when a run was killed, are deleted: Trainer would write into them.
-    """
-    found = [
-        (int(match[1]), path)
-        for path in (output / CHECKPOINTS).glob("checkpoint-*")
-        if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
-    ]
-    for _, path in sorted(found, reverse=True):
-        if _is_written(path, processes):
-            return str(path)
-        if remove:
-            shutil.rmtree(path)
-    return None
-
-
-def _is_written(checkpoint: Path, processes: int) -> bool:
-    try:
-        # the first process writes this file last
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if processes == 1 or not any(checkpoint.glob("rng_state*.pth")):
-        return True
-    # the others write theirs at their own pace
-    return all(zipfile.is_zipfile(checkpoint / f"rng_state_{rank}.pth") for rank in range(processes))
 
 
 def _record(output: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from transformers import TrainingArguments, set_seed
 from elva.files import atomic_directory, atomic_file
 from elva.locks import lock_directory
 from elva.training.arguments import training_arguments
+from elva.training.checkpoints import has_checkpoints, whole_checkpoint
 from elva.training.config import (
     BaseConfig,
     ConfigError,
@@ -26,11 +27,10 @@ from elva.training.disk import writing
 from elva.training.examples import TrainingData, caption_examples, corpus, triplet_examples
 from elva.training.idle import fingerprint, refuse_idle_settings, refuse_lonely_batches, require_trained
 from elva.training.resume import (
-    has_checkpoints,
+    require_places,
     require_whole,
     same_processes,
     same_settings,
-    whole_checkpoint,
     write_record,
 )
 from elva.training.sharded import refuse_unless_contrastive, trained_weights, whole_encoder
@@ -59,6 +59,7 @@ def run_stage(config: StageConfig) -> Path:
 
 def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Path:
     model = output / "model"
+    require_places(output)
     same_settings(config, output)
     if model.is_dir():
         require_whole(model)

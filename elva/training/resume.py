@@ -11,10 +11,13 @@ from typing import Any
 from elva.files import atomic_file
 from elva.training.checkpoints import CHECKPOINTS, unreadable
 from elva.training.config import ConfigError, StageConfig
+from elva.training.origin import changed, origin
 
 RECORD = "config.json"
 PROCESSES = "processes"
 """In the record beside the settings: how many processes (or GPUs of one process) share a step."""
+ORIGIN = "origin"
+"""Beside them: what the data and the start model were (`elva.training.origin`)."""
 WEIGHTS = "model.safetensors"
 
 
@@ -62,11 +65,25 @@ def same_settings(config: StageConfig, output: Path) -> None:
         return
     settings = json.loads(json.dumps(asdict(config)))
     changed = sorted(
-        key for key in {*settings, *before} - {PROCESSES} if settings.get(key) != before.get(key)
+        key for key in {*settings, *before} - {PROCESSES, ORIGIN} if settings.get(key) != before.get(key)
     )
     if changed:
         raise ConfigError(
             f"{output} holds a run with other settings ({', '.join(changed)}); choose another output or remove it"
+        )
+
+
+def same_origin(config: StageConfig, output: Path) -> None:
+    """What was trained is of the data and the start model that are there now. Raises ConfigError."""
+    before = (_record(output) or {}).get(ORIGIN, {})
+    if not isinstance(before, dict) or not all(isinstance(own, dict) for own in before.values()):
+        raise ConfigError(
+            f"{output / RECORD}: {ORIGIN} is no object of objects; choose another output or remove it"
+        )
+    for name in changed(config, before):
+        raise ConfigError(
+            f"{name}: the content of {getattr(config, name)} has changed since the run in {output} began; choose "
+            "another output or remove it"
         )
 
 
@@ -84,8 +101,8 @@ def same_processes(output: Path, processes: int) -> None:
 
 
 def write_record(config: StageConfig, output: Path, processes: int) -> None:
-    """Keep the settings of a run that begins."""
-    record: dict[str, Any] = {**asdict(config), PROCESSES: processes}
+    """Keep the settings of a run that begins, and what it stands on."""
+    record: dict[str, Any] = {**asdict(config), PROCESSES: processes, ORIGIN: origin(config)}
     with atomic_file(output / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
 

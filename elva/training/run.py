@@ -29,6 +29,7 @@ from elva.training.idle import fingerprint, refuse_idle_settings, refuse_lonely_
 from elva.training.resume import (
     require_places,
     require_whole,
+    same_origin,
     same_processes,
     same_settings,
     write_record,
@@ -48,7 +49,8 @@ def run_stage(config: StageConfig) -> Path:
 
     Raises:
         ConfigError: settings that cannot be used, that differ from those ``output`` began with, or that train nothing;
-            a model directory that is not whole; processes that do not see each other.
+            data or a start model that changed since then; a checkpoint that was damaged; a model directory that is not
+            whole; processes that do not see each other.
         LockedError: another run writes ``output``.
     """
     output, arguments = Path(config.output), training_arguments(config)
@@ -61,10 +63,12 @@ def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Pat
     model = output / "model"
     require_places(output)
     same_settings(config, output)
+    first, processes = arguments.process_index == 0, arguments.world_size * max(1, arguments.n_gpu)
+    if first and (model.is_dir() or has_checkpoints(output)):
+        same_origin(config, output)
     if model.is_dir():
         require_whole(model)
         return model
-    first, processes = arguments.process_index == 0, arguments.world_size * max(1, arguments.n_gpu)
     if has_checkpoints(output):
         same_processes(
             output, processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 import typing
@@ -90,8 +91,10 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
         settings.setdefault("use_cpu", True)  # without it accelerate joins no processes where there is no GPU
     try:
         arguments = TrainingArguments(**settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"trainer: {error}") from error
+    except (TypeError, ValueError, OSError) as error:
+        # a name that is none of several is said without its setting
+        wrong = (name for name, value in settings.items() if str(error).startswith(f"{value} is not a valid"))
+        raise ConfigError(f"trainer{next((f'.{name}' for name in wrong), '')}: {error}") from error
     _require_reporters(arguments)
     if arguments.world_size < launched:
         raise ConfigError(
@@ -103,10 +106,14 @@ def training_arguments(config: StageConfig) -> TrainingArguments:
 
 def _refuse_unusable(trainer: dict[str, Any]) -> None:
     hints = typing.get_type_hints(TrainingArguments)
-    for name, value in sorted(trainer.items()):
+    for name, value in sorted(trainer.items(), key=str):
         if name in IGNORED:
             raise ConfigError(f"trainer.{name}: has no effect in a stage; {IGNORED[name]}")
-        if wanted := _wanted(name, hints.get(name), value):
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            hint = f"; did you mean trainer.{close[0]}?" if close else ""
+            raise ConfigError(f"trainer.{name}: transformers.TrainingArguments has no such setting{hint}")
+        if wanted := _wanted(name, hints[name], value):
             raise ConfigError(f"trainer.{name}: got {value!r}, expected {wanted}")
         if name in _FORGETFUL and value:
             raise ConfigError(
@@ -115,14 +122,17 @@ def _refuse_unusable(trainer: dict[str, Any]) -> None:
     if trainer.get("save_strategy") == "best":
         raise ConfigError(
             "trainer.save_strategy: got 'best', but a stage measures nothing that could be best, and would save "
-            "nothing; expected steps, epoch, or no (a run that was killed then begins anew)"
+            "nothing; expected steps, epoch, or 'no' (a run that was killed then begins anew)"
         )
 
 
 def _wanted(name: str, hint: Any, value: Any) -> str | None:
     """What a truth value or number that Trainer itself would not check ought to be; None where it is."""
     kinds = set(typing.get_args(hint) or (hint,))
-    if not kinds <= {bool, int, float, type(None)} or (value is None and type(None) in kinds):
+    numbers = kinds & {bool, int, float}
+    if not numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        return "text or a group of settings"
+    if not numbers or kinds - {bool, int, float, type(None)} or (value is None and type(None) in kinds):
         return None
     if bool in kinds:
         return None if isinstance(value, bool) else "true or false"

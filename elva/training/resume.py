@@ -49,6 +49,8 @@ def require_whole(model: Path) -> None:
 
 def require_places(output: Path) -> None:
     """ConfigError where something else has the name of what a run writes at its end or on its way."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output: {output} is a file, expected a directory or a new name")
     for names, right, kind in (
         (("model", CHECKPOINTS), Path.is_dir, "a directory"),
         ((RECORD, "history.json", "negatives.json"), Path.is_file, "a file"),

@@ -54,6 +54,7 @@ def run_stage(config: StageConfig) -> Path:
         LockedError: another run writes ``output``.
     """
     output, arguments = Path(config.output), training_arguments(config)
+    require_places(output)
     # one process holds the directory for all that train together
     with lock_directory(output) if arguments.process_index == 0 else nullcontext():
         return _run(config, output, arguments)
@@ -61,7 +62,6 @@ def run_stage(config: StageConfig) -> Path:
 
 def _run(config: StageConfig, output: Path, arguments: TrainingArguments) -> Path:
     model = output / "model"
-    require_places(output)
     same_settings(config, output)
     first, processes = arguments.process_index == 0, arguments.world_size * max(1, arguments.n_gpu)
     if first and (model.is_dir() or has_checkpoints(output)):

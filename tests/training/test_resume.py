@@ -79,12 +79,13 @@ def test_a2_two_runs_do_not_share_an_output(mini_scenes, untrained_model, tmp_pa
 
 
 def test_a2_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
-    def alone(**settings):
-        monkeypatch.delenv("WORLD_SIZE")  # as accelerate where it joins nobody
-        return TrainingArguments(**settings)
+    class Alone(TrainingArguments):
+        def __init__(self, **settings):
+            monkeypatch.delenv("WORLD_SIZE")  # as accelerate where it joins nobody
+            super().__init__(**settings)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("elva.training.arguments.TrainingArguments", alone)
+    monkeypatch.setattr("elva.training.arguments.TrainingArguments", Alone)
     with pytest.raises(
         ConfigError, match=r"trainer.use_cpu: the launcher started 2 processes, and the trainer sees 1"
     ):
@@ -248,4 +249,10 @@ def test_a_name_that_is_taken_is_noticed_before_the_start(name, kind, tmp_path):
         place.write_text("")
     expected = "a file" if place.suffix else "a directory"
     with pytest.raises(ConfigError, match=rf"run/{name}: is not {expected}, expected {expected} or nothing"):
+        run_stage(small_text_run("m", "d", tmp_path / "run"))
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match=r"^output: .*run is a file, expected a directory or a new name"):
         run_stage(small_text_run("m", "d", tmp_path / "run"))

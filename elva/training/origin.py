@@ -116,11 +116,11 @@ def _model_files(name: str) -> list[Path]:
 
 
 def _commit(name: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import cached_file
 
-    with suppress(ValueError):
-        found = try_to_load_from_cache(name, "config.json")
-        return Path(found).parent.name if isinstance(found, str) else None
+    with suppress(OSError, ValueError):
+        found = cached_file(name, "config.json", local_files_only=True)
+        return None if found is None else Path(found).parent.name
     return None
 
 

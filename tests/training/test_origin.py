@@ -101,3 +101,14 @@ def test_a_run_does_not_go_on_with_other_data(
     shutil.rmtree(model)
     with pytest.raises(ConfigError, match=message):
         run_stage(config)
+
+
+def test_a_model_of_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_text_run("owner/name", tmp_path / "none.jsonl", tmp_path / "run")
+    assert origin(config)["model"] == {}
+    here = ["a"]
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *given, **options: f"{here[0]}/config.json")
+    before = origin(config)
+    assert changed(config, before) == []
+    here[0] = "b"
+    assert changed(config, before) == ["model"]

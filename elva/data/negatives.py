@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -34,6 +35,9 @@ def hard_negatives(
     """
     if n_hard < 0:
         raise ValueError(f"n_hard: got {n_hard}, expected 0 or more")
+    for name, limit in (("max_score", max_score), ("margin", margin)):
+        if limit is not None and math.isnan(limit):  # which no score is above
+            raise ValueError(f"{name}: got nan, expected a number")
     if n_hard == 0:
         return [[] for _ in positives]
     queries, candidates = queries.float(), candidates.float()

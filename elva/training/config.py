@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from elva.training.limits import SETTINGS, expectation
+
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+$")
 
 
@@ -104,8 +106,9 @@ class RolloutSettings:
 class StageConfig:
     """What every stage needs: where it starts, what it reads, where it writes, and HF Trainer's settings.
 
-    `trainer` takes any field of `transformers.TrainingArguments`. `vision_cache`: a directory that keeps the frozen
-    vision tower's features, for later epochs and other runs.
+    `trainer` takes the fields of `transformers.TrainingArguments` that have to do with training (with
+    `save_strategy: no` a run that was killed begins anew). `vision_cache`: a directory that keeps the frozen vision
+    tower's features, for later epochs and other runs.
     """
 
     model: str
@@ -174,7 +177,6 @@ CHOICES = {
     "scale_rewards": ("group", "batch", "none"),
     "step": ("fast", "plain"),
 }
-AT_LEAST_ONE = ("num_generations", "max_completion_length", "micro_batch_tokens")
 
 C = TypeVar("C")
 
@@ -270,8 +272,10 @@ def _coerce(expected: Any, value: Any, name: str) -> Any:
         value = float(value)
     if not isinstance(value, origin) or (origin is not bool and isinstance(value, bool)):
         raise ConfigError(f"{name}: got {value!r}, expected {origin.__name__}")
-    if name.rsplit(".", 1)[-1] in AT_LEAST_ONE and value < 1:
-        raise ConfigError(f"{name}: got {value!r}, expected at least 1")
+    if isinstance(value, list):
+        return [_coerce(typing.get_args(expected)[0], item, name) for item in value]
+    if origin in (int, float) and (wanted := expectation(value, SETTINGS.get(name))):
+        raise ConfigError(f"{name}: got {value!r}, expected {wanted}")
     choices = CHOICES.get(name.rsplit(".", 1)[-1])
     if choices and value not in choices:
         raise ConfigError(f"{name}: got {value!r}, expected one of {', '.join(choices)}")

@@ -62,13 +62,20 @@ class TrainingData:
         self.directory = MBEIRDirectory(root)
         self.pool = self.directory.train_pool()
         skip = set(exclude_tasks or ())
+        queries = self.directory.train_queries()
         self.queries = [
             query
-            for query in self.directory.train_queries()
+            for query in queries
             if (tasks is None or query.task_id in tasks) and query.task_id not in skip
         ]
         if not self.queries:
-            raise DataError(f"{root}: no training query for tasks {tasks or 'all'} without {sorted(skip)}")
+            asked = "all" if tasks is None else tasks
+            raise DataError(f"{root}: no training query for tasks {asked} without {sorted(skip)}")
+        there = {query.task_id for query in queries}
+        if absent := sorted(set(tasks or ()) - there):
+            raise DataError(
+                f"{root}: tasks: no training query of {', '.join(map(str, absent))}, expected some of {sorted(there)}"
+            )
 
     @cached_property
     def known_positives(self) -> KnownPositives:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
@@ -27,9 +28,10 @@ class UntrainedError(ConfigError):
 
 def refuse_idle_settings(config: StageConfig, arguments: TrainingArguments) -> None:
     """ConfigError for settings that give no gradient whatever the data."""
-    for name in ("learning_rate", "num_train_epochs"):
-        if getattr(arguments, name) == 0 and not (name == "num_train_epochs" and arguments.max_steps > 0):
-            raise ConfigError(f"trainer.{name}: got 0, which trains nothing; expected more")
+    if arguments.max_steps == 0:
+        raise ConfigError("trainer.max_steps: got 0, expected 1 or more (or -1 for whole epochs)")
+    if arguments.num_train_epochs == 0 and arguments.max_steps < 0:
+        raise ConfigError("trainer.num_train_epochs: got 0, which trains nothing; expected more")
     if not isinstance(config, RLConfig):
         return
     if config.rl.num_generations == 1 and config.rl.gradient != "surrogate":
@@ -64,14 +66,22 @@ def refuse_lonely_batches(config: StageConfig, trainer: StageTrainer) -> None:
         )
 
 
-def require_trained(steps: int, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """UntrainedError where no step was taken, or an adapter (which starts at 0) is where it started."""
-    ups = [weight for name, weight in weights if ".lora_B." in name]
-    if steps and (not ups or any(bool(weight.any()) for weight in ups)):
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """Of values, whatever their precision (FSDP widens those that it trains)."""
+    found = hashlib.blake2b("\n".join(weights).encode())
+    for weight in weights.values():
+        found.update(weight.detach().float().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def require_trained(steps: int, before: str, after: str) -> None:
+    """UntrainedError where no step was taken, or the weights' fingerprint is that of the start."""
+    if steps and before != after:
         return
     raise UntrainedError(
         f"nothing was trained in {steps} steps: the weights are those of the start. There was no gradient: in no step "
-        "had a query a negative, a difference between its rollouts, or a learning rate above 0"
+        "had a query a negative, a difference between its rollouts, or a learning rate above 0 (which "
+        "trainer.warmup_steps leaves to later steps: the first has 0)"
     )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from elva.data.mbeir import Query
 from elva.data.negatives import hard_negatives, random_negatives
 from elva.files import atomic_file
+from elva.models.files import read_object
 from elva.models.identity import describe, model_digest
-from elva.training.config import NegativeSettings
+from elva.training.config import ConfigError, NegativeSettings
 from elva.training.examples import Item, RetrievalExample, TrainingData
 from elva.training.known_positives import Content
 
@@ -41,14 +43,34 @@ def mine(
         return [RetrievalExample(query) for query in queries]
     groups = _groups(data, settings, queries, seed)
     key = _key(encoder, data, settings, seed, groups)
-    if cache.is_file():
-        stored = json.loads(cache.read_text(encoding="utf-8"))
-        if stored.get("key") == key:
-            return [RetrievalExample(query, tuple(stored["negatives"][query.qid])) for query in queries]
-    negatives = _search(encoder, data, settings, groups, seed)
-    with atomic_file(cache) as temporary:
-        temporary.write_text(json.dumps({"key": key, "negatives": negatives}), encoding="utf-8")
+    negatives = _stored(cache, key, queries, data.pool.keys())
+    if negatives is None:
+        negatives = _search(encoder, data, settings, groups, seed)
+        with atomic_file(cache) as temporary:
+            temporary.write_text(json.dumps({"key": key, "negatives": negatives}), encoding="utf-8")
     return [RetrievalExample(query, tuple(negatives[query.qid])) for query in queries]
+
+
+def _stored(cache: Path, key: str, queries: list[Query], pool: Set[str]) -> dict[str, list[str]] | None:
+    """The negatives in ``cache`` where they are those of ``key``. ConfigError for a file that is damaged."""
+    if not cache.is_file():
+        return None
+    advice = "remove the file, and they are mined again"
+    try:
+        stored = read_object(cache)
+    except ValueError as error:
+        raise ConfigError(f"{error}, expected mined negatives; {advice}") from error
+    if stored.get("key") != key:
+        return None
+    negatives = stored.get("negatives")
+    for query in queries:
+        own = negatives.get(query.qid) if isinstance(negatives, dict) else None
+        if not isinstance(own, list) or not all(isinstance(did, str) and did in pool for did in own):
+            raise ConfigError(
+                f"{cache}: damaged: {query.qid} has {str(own)[:80]!r}, expected candidates of the training pool; "
+                f"{advice}"
+            )
+    return negatives
 
 
 class _Group(NamedTuple):

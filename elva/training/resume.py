@@ -1,28 +1,26 @@
-"""What an output directory holds already: a finished model, checkpoints to go on from, the settings they came from."""
+"""What an output directory holds already: a finished model, and the settings that it or its checkpoints came from."""
 
 from __future__ import annotations
 
 import json
-import re
-import shutil
-import zipfile
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from elva.files import atomic_file
 from elva.models.files import weight_files
+from elva.training.checkpoints import CHECKPOINTS, unreadable
 from elva.training.config import ConfigError, StageConfig
+from elva.training.origin import changed, origin
 
-CHECKPOINTS = "checkpoints"
 RECORD = "config.json"
 PROCESSES = "processes"
 """In the record beside the settings: how many processes (or GPUs of one process) share a step."""
+ORIGIN = "origin"
+"""Beside them: what the data and the start model were (`elva.training.origin`)."""
 WEIGHTS = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def is_whole(model: Path) -> str | None:
@@ -37,12 +35,8 @@ def is_whole(model: Path) -> str | None:
     except (OSError, ValueError) as error:
         return f"has a damaged {WEIGHTS}.index.json ({error})"
     for file in files:
-        try:
-            # reads the header alone, and compares it with the file's length
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            return f"has a damaged {file.name} ({error})"
+        if why := unreadable(file):
+            return f"has a damaged {file.name} ({why})"
     return None if files else f"lacks {WEIGHTS}"
 
 
@@ -52,6 +46,19 @@ def require_whole(model: Path) -> None:
         raise ConfigError(f"{model} {lack}; remove the directory, and the same command writes it again")
 
 
+def require_places(output: Path) -> None:
+    """ConfigError where something else has the name of what a run writes at its end or on its way."""
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output: {output} is a file, expected a directory or a new name")
+    for names, right, kind in (
+        (("model", CHECKPOINTS), Path.is_dir, "a directory"),
+        ((RECORD, "history.json", "negatives.json"), Path.is_file, "a file"),
+    ):
+        for name in names:
+            if os.path.lexists(output / name) and not right(output / name):
+                raise ConfigError(f"{output / name}: is not {kind}, expected {kind} or nothing; remove it")
+
+
 def same_settings(config: StageConfig, output: Path) -> None:
     """A run goes on only with the settings it began with. Raises ConfigError."""
     before = _record(output)
@@ -59,11 +66,25 @@ def same_settings(config: StageConfig, output: Path) -> None:
         return
     settings = json.loads(json.dumps(asdict(config)))
     changed = sorted(
-        key for key in {*settings, *before} - {PROCESSES} if settings.get(key) != before.get(key)
+        key for key in {*settings, *before} - {PROCESSES, ORIGIN} if settings.get(key) != before.get(key)
     )
     if changed:
         raise ConfigError(
             f"{output} holds a run with other settings ({', '.join(changed)}); choose another output or remove it"
+        )
+
+
+def same_origin(config: StageConfig, output: Path) -> None:
+    """What was trained is of the data and the start model that are there now. Raises ConfigError."""
+    before = (_record(output) or {}).get(ORIGIN, {})
+    if not isinstance(before, dict) or not all(isinstance(own, dict) for own in before.values()):
+        raise ConfigError(
+            f"{output / RECORD}: {ORIGIN} is no object of objects; choose another output or remove it"
+        )
+    for name in changed(config, before):
+        raise ConfigError(
+            f"{name}: the content of {getattr(config, name)} has changed since the run in {output} began; choose "
+            "another output or remove it"
         )
 
 
@@ -81,45 +102,10 @@ def same_processes(output: Path, processes: int) -> None:
 
 
 def write_record(config: StageConfig, output: Path, processes: int) -> None:
-    """Keep the settings of a run that begins."""
-    record: dict[str, Any] = {**asdict(config), PROCESSES: processes}
+    """Keep the settings of a run that begins, and what it stands on."""
+    record: dict[str, Any] = {**asdict(config), PROCESSES: processes, ORIGIN: origin(config)}
     with atomic_file(output / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
-
-
-def has_checkpoints(output: Path) -> bool:
-    """Whether there are any, whole or not."""
-    return any((output / CHECKPOINTS).glob("checkpoint-*"))
-
-
-def whole_checkpoint(output: Path, processes: int, remove: bool) -> str | None:
-    """The newest checkpoint that was written to its end by all processes.
-
-    With ``remove`` newer ones, half-written when a run was killed, are deleted: Trainer would write into them.
-    """
-    found = [
-        (int(match[1]), path)
-        for path in (output / CHECKPOINTS).glob("checkpoint-*")
-        if path.is_dir() and (match := _CHECKPOINT.fullmatch(path.name))
-    ]
-    for _, path in sorted(found, reverse=True):
-        if _is_written(path, processes):
-            return str(path)
-        if remove:
-            shutil.rmtree(path)
-    return None
-
-
-def _is_written(checkpoint: Path, processes: int) -> bool:
-    try:
-        # the first process writes this file last
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if processes == 1 or not any(checkpoint.glob("rng_state*.pth")):
-        return True
-    # the others write theirs at their own pace
-    return all(zipfile.is_zipfile(checkpoint / f"rng_state_{rank}.pth") for rank in range(processes))
 
 
 def _record(output: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
 from elva.models.adapters import read_adapter, require_adapter
+from elva.training.checkpoints import STATE, reading
 from elva.training.disk import writing
 from elva.training.losses_so_far import LossesSoFar
 
@@ -187,6 +188,21 @@ class StageTrainer(Trainer):
             require_adapter(self.encoder.model, read_adapter(resume_from_checkpoint), resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with reading(checkpoint, "scaler.pt"):
+            scaled = checkpoint is not None and getattr(self.accelerator, "scaler", None) is not None
+            if scaled and not (Path(str(checkpoint)) / "scaler.pt").is_file():
+                raise FileNotFoundError("there is none")  # Trainer would begin with another scale
+            super()._load_scaler(checkpoint)
+
     def take_recorded(self) -> dict[str, list[float]]:
         """All figures since the last call, one a micro-batch. Waits for the device."""
         found = {name: [float(value) for value in values] for name, values in self._recorded.items()}
@@ -208,8 +224,10 @@ class StageTrainer(Trainer):
         if kept is None:
             self.losses.begin(self.state.global_step)
             return
-        self.losses.restore(kept["losses"])
-        self._recorded.update({name: list(values) for name, values in kept["recorded"].items()})
+        with reading(f"checkpoint of step {self.state.global_step}", f"{FIGURES} of {STATE}"):
+            self.losses.restore(kept["losses"])
+            recorded = {name: [float(value) for value in values] for name, values in kept["recorded"].items()}
+        self._recorded.update(recorded)
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         recorded = {name: [float(value) for value in values] for name, values in self._recorded.items()}

@@ -21,9 +21,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("trainer.learning_rate=abc", "elva train text: "),
-        ("lora.r=0", "positive integer"),
-        ("loss.temperature=0", "temperature must be above 0"),
+        ("trainer.learning_rate=abc", "elva train text: trainer.learning_rate: got 'abc', expected a number"),
+        ("lora.r=0", "lora.r: got 0, expected at least 1"),
+        ("loss.temperature=0", "loss.temperature: got 0.0, expected 0.0001 to 100"),
         ("attn_implementation=foo", "attn_implementation: 'foo' given"),
         ("nosuch=1", "nosuch"),
     ],

@@ -48,3 +48,9 @@ def test_random_negatives_are_distinct_seeded_and_allowed():
 def test_negative_counts_are_refused(call):
     with pytest.raises(ValueError, match="expected 0 or more"):
         call()
+
+
+@pytest.mark.parametrize("name", ["max_score", "margin"])
+def test_a_limit_that_is_no_number_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: got nan, expected a number"):
+        hard_negatives(torch.eye(2), torch.eye(2), [[0], [1]], 1, **{name: float("nan")})

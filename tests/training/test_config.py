@@ -1,6 +1,10 @@
-import pytest
+import typing
 
-from elva.training.config import ConfigError, InstructConfig, RLConfig, load_config
+import pytest
+from transformers import TrainingArguments
+
+from elva.training.config import CONFIGS, ConfigError, InstructConfig, RLConfig, load_config
+from elva.training.limits import SETTINGS, TRAINER
 
 NEEDED = ["model=m", "output=o", "data=d"]
 
@@ -42,11 +46,36 @@ def test_file_and_overrides(tmp_path):
         ([*NEEDED, "rl=3"], "expected a group of settings"),
         ([*NEEDED, "seed"], "expected key=value"),
         ([*NEEDED, "negatives.n_random=true"], "expected int"),
+        ([*NEEDED, "lora.alpha=true"], "lora.alpha: got True, expected int"),
+        ([*NEEDED, "lora.r=0"], "lora.r: got 0, expected at least 1"),
+        ([*NEEDED, "lora.dropout=1"], "lora.dropout: got 1.0, expected 0 to 0.99"),
+        ([*NEEDED, "rl.temperature=1e30"], r"rl.temperature: got 1e\+30, expected 0.01 to 100"),
+        ([*NEEDED, "rl.beta=-1"], "rl.beta: got -1.0, expected 0 to 1000"),
+        ([*NEEDED, "reward.gamma=.nan"], "reward.gamma: got nan, expected -100 to 100"),
+        ([*NEEDED, "negatives.max_score=.nan"], "negatives.max_score: got nan, expected -1 to 1"),
+        ([*NEEDED, "negatives.margin=.inf"], "negatives.margin: got inf, expected -2 to 2"),
+        ([*NEEDED, "negatives.instances=0"], "negatives.instances: got 0, expected at least 1"),
+        ([*NEEDED, "negatives.n_hard=-1"], "negatives.n_hard: got -1, expected at least 0"),
+        ([*NEEDED, "exclude_tasks=['0']"], "exclude_tasks: got '0', expected int"),
+        ([*NEEDED, "tasks=[0, 9]"], "tasks: got 9, expected 0 to 8"),
+        ([*NEEDED, "seed=-1"], "seed: got -1, expected 0 to 4294967295"),
     ],
 )
 def test_bad_settings_are_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config("rl", overrides=overrides)
+
+
+@pytest.mark.parametrize("name", sorted({*SETTINGS, *TRAINER}))
+def test_every_limit_is_that_of_a_setting(name):
+    """A misspelt limit would limit nothing."""
+    group, _, own = name.rpartition(".")
+    classes = [typing.get_type_hints(cls) for cls in CONFIGS.values()]
+    if group:
+        classes = [typing.get_type_hints(hints[group]) for hints in classes if group in hints]
+    if name in TRAINER:
+        classes = [typing.get_type_hints(TrainingArguments)]
+    assert any(own in hints for hints in classes)
 
 
 def test_unreadable_files(tmp_path):

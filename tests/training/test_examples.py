@@ -46,6 +46,13 @@ def test_given_tasks_without_held_out_ones(root: Path) -> None:
         TrainingData(root, [4], [4, 6, 8])
 
 
+def test_tasks_that_the_data_do_not_have(mini_scenes: Path) -> None:
+    with pytest.raises(DataError, match=r"scenes: tasks: no training query of 5, expected some of \[0, "):
+        TrainingData(mini_scenes, [0, 5])
+    with pytest.raises(DataError, match=r"no training query for tasks \[\]"):
+        TrainingData(mini_scenes, [])
+
+
 def test_c26_a_missing_picture_is_named_before_training_with_its_query(root: Path) -> None:
     (root / "i.png").touch()
     with MBEIRDirectory(root).path("query/train/mbeir_mscoco_train.jsonl").open() as file:

@@ -73,11 +73,18 @@ def test_a12_stage_3_without_negatives(tmp_path: Path) -> None:
     refused(r"negatives: n_hard and n_random are 0 with rl.random_negatives: pool", settings)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "num_train_epochs"])
-def test_a12_settings_of_zero(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("learning_rate", "got 0, expected 1e-10 to 10"),
+        ("num_train_epochs", "got 0, which trains nothing"),
+        ("max_steps", "got 0, expected 1 or more"),
+    ],
+)
+def test_a12_settings_of_zero(name: str, message: str, tmp_path: Path) -> None:
     values = {"model": "tiny", "data": "d", "output": str(tmp_path / "run"), "trainer": {name: 0}}
     settings = build(CONFIGS["base"], values)
-    refused(f"trainer.{name}: got 0, which trains nothing", settings)
+    refused(f"trainer.{name}: {message}", settings)
 
 
 def test_a12_no_gradient_in_any_step(untrained_model: Path, tmp_path: Path) -> None:
@@ -88,3 +95,12 @@ def test_a12_no_gradient_in_any_step(untrained_model: Path, tmp_path: Path) -> N
         with pytest.raises(UntrainedError, match="nothing was trained in 3 steps: the weights are those of"):
             run_stage(settings)
         assert not (tmp_path / "run" / "model").exists()
+
+
+def test_weights_that_no_step_moved(mini_scenes: Path, tmp_path: Path) -> None:
+    """The only step of the default warm-up has a learning rate of 0; the base stage has no adapter to tell by."""
+    trainer = {"max_steps": 1, "per_device_train_batch_size": 4, "disable_tqdm": True}
+    values = {"model": "tiny", "data": str(mini_scenes), "output": str(tmp_path / "run"), "trainer": trainer}
+    with pytest.raises(UntrainedError, match=r"nothing was trained in 1 steps.*trainer.warmup_steps"):
+        run_stage(build(CONFIGS["base"], values))
+    assert not (tmp_path / "run" / "model").exists()

@@ -13,7 +13,7 @@ import torch
 
 from elva.models import MultimodalEncoder
 from elva.training import mining
-from elva.training.config import NegativeSettings
+from elva.training.config import ConfigError, NegativeSettings
 from elva.training.examples import TrainingData
 
 SETTINGS = NegativeSettings(n_hard=1, n_random=1, instances=6)
@@ -82,3 +82,34 @@ def test_the_search_itself_still_finds_neighbours(mini_scenes, untrained_model, 
     assert len(found) == 6
     for example in found:
         assert len(set(example.negatives)) == 2 and not set(example.negatives) & set(example.query.positives)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda stored: "{",
+            r"n.json: no JSON: .*, expected mined negatives; remove the file, and they are mined",
+        ),
+        (lambda stored: "[]", r"n.json: list given, expected a JSON object"),
+        (
+            lambda stored: json.dumps({**stored, "negatives": []}),
+            r"n.json: damaged: \S+ has 'None', expected",
+        ),
+        (
+            lambda stored: json.dumps({**stored, "negatives": {}}),
+            r"n.json: damaged: \S+ has 'None', expected",
+        ),
+        (
+            lambda stored: json.dumps({**stored, "negatives": {key: ["0:x"] for key in stored["negatives"]}}),
+            r"n.json: damaged: \S+ has \"\['0:x'\]\", expected candidates of the training pool",
+        ),
+    ],
+)
+def test_a_damaged_file_of_negatives_is_named(damage, message, mini_scenes, untrained_model, tmp_path):
+    encoder = MultimodalEncoder.from_pretrained(untrained_model, device="cpu")
+    data, settings = TrainingData(mini_scenes), replace(SETTINGS, n_hard=0)
+    mining.mine(encoder, data, settings, tmp_path / "n.json", seed=0)
+    (tmp_path / "n.json").write_text(damage(json.loads((tmp_path / "n.json").read_text())))
+    with pytest.raises(ConfigError, match=message):
+        mining.mine(encoder, data, settings, tmp_path / "n.json", seed=0)

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
@@ -15,36 +14,6 @@ from elva.training.config import ConfigError, TextConfig, build
 from elva.training.resume import is_whole
 from elva.training.run import run_stage
 from tests.training.test_run import command, environment
-
-
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
-    from elva.training.resume import whole_checkpoint
-
-    folder = tmp_path / "checkpoints"
-    for step, state in ((2, '{"global_step": 2}'), (4, '{"glob')):
-        directory = folder / f"checkpoint-{step}"
-        directory.mkdir(parents=True)
-        (directory / "trainer_state.json").write_text(state)
-    (folder / "checkpoint-6").mkdir()
-    assert whole_checkpoint(tmp_path, 1, remove=False) == str(folder / "checkpoint-2")
-    assert len(list(folder.iterdir())) == 3
-    assert whole_checkpoint(tmp_path, 1, remove=True) == str(folder / "checkpoint-2")
-    assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
-
-
-def test_a_checkpoint_is_whole_once_all_processes_have_written(tmp_path):
-    from elva.training.resume import whole_checkpoint
-
-    checkpoint = tmp_path / "checkpoints" / "checkpoint-2"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
-    torch.save({"rank": 0}, checkpoint / "rng_state_0.pth")
-    assert whole_checkpoint(tmp_path, 2, remove=False) is None
-    torch.save({"rank": 1}, checkpoint / "rng_state_1.pth")
-    assert whole_checkpoint(tmp_path, 2, remove=False) == str(checkpoint)
-    half = (checkpoint / "rng_state_1.pth").read_bytes()[:-20]
-    (checkpoint / "rng_state_1.pth").write_bytes(half)
-    assert whole_checkpoint(tmp_path, 2, remove=False) is None
 
 
 def small_text_run(model, data, output, **changed):
@@ -111,12 +80,13 @@ def test_a2_two_runs_do_not_share_an_output(mini_scenes, untrained_model, tmp_pa
 
 
 def test_a2_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
-    def alone(**settings):
-        monkeypatch.delenv("WORLD_SIZE")  # as accelerate where it joins nobody
-        return TrainingArguments(**settings)
+    class Alone(TrainingArguments):
+        def __init__(self, **settings):
+            monkeypatch.delenv("WORLD_SIZE")  # as accelerate where it joins nobody
+            super().__init__(**settings)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("elva.training.run.TrainingArguments", alone)
+    monkeypatch.setattr("elva.training.arguments.TrainingArguments", Alone)
     with pytest.raises(
         ConfigError, match=r"trainer.use_cpu: the launcher started 2 processes, and the trainer sees 1"
     ):
@@ -249,7 +219,9 @@ def test_a_run_killed_behind_its_last_step_takes_no_other(mini_scenes, untrained
     ],
 )
 def test_c33_a_reporter_that_is_not_there(name, message, untrained_model, mini_scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr("elva.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(
+        "elva.training.arguments.get_available_reporting_integrations", lambda: ["tensorboard"]
+    )
     config = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer={"report_to": name})
     with pytest.raises(ConfigError, match=message):
         run_stage(config)
@@ -263,3 +235,25 @@ def test_settings_that_failed_at_once_are_not_those_of_the_run(mini_scenes, untr
         run_stage(wrong)
     right = small_text_run(untrained_model, mini_scenes, tmp_path / "run", trainer=trainer)
     assert is_whole(run_stage(right)) is None
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints", "config.json", "history.json", "negatives.json"])
+@pytest.mark.parametrize("kind", ["other", "dangling"])
+def test_a_name_that_is_taken_is_noticed_before_the_start(name, kind, tmp_path):
+    place = tmp_path / "run" / name
+    place.parent.mkdir()
+    if kind == "dangling":
+        place.symlink_to(tmp_path / "nowhere")
+    elif place.suffix:
+        place.mkdir()
+    else:
+        place.write_text("")
+    expected = "a file" if place.suffix else "a directory"
+    with pytest.raises(ConfigError, match=rf"run/{name}: is not {expected}, expected {expected} or nothing"):
+        run_stage(small_text_run("m", "d", tmp_path / "run"))
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ConfigError, match=r"^output: .*run is a file, expected a directory or a new name"):
+        run_stage(small_text_run("m", "d", tmp_path / "run"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -276,6 +277,35 @@ def test_a_killed_build_goes_on_to_the_same_directory(paper_rows: Path, tmp_path
     stub.asked.clear()
     build(paper_rows, judge_at(stub), out, per_task=5)
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_an_interrupted_build_ends_at_once_and_keeps_its_answers(
+    paper_rows: Path, tmp_path: Path, stub: Stub
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "out.answers.jsonl"
+    stub.faults = ("",)
+    stub.stalls_after = 12
+    command = [sys.executable, "-m", "elva.cli.main", "mrbench", "build", "--data", paper_rows]
+    command += ["--judge", stub.url, "--out", out, "--per-task", "5"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while sum(stub.asked.values()) <= stub.stalls_after and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(0.3)  # for the other answers to come in
+            begin = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert time.monotonic() - begin < 10  # the answers would be waited for for two minutes
+    assert process.returncode not in (0, 2)
+    assert b"Traceback" not in said
+    assert not out.exists()
+    kept = [json.loads(line)["key"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(kept) == len(set(kept)) >= 10
+    stub.stalls_after = None
+    stub.released.set()
 
 
 def test_a_judge_that_never_answers_stops_the_build_and_is_asked_again_later(

@@ -333,7 +333,28 @@ def test_a_wrong_key_and_a_closed_port_stop_at_once(paper_rows: Path, tmp_path: 
         open_judge("http://127.0.0.1:9/v1")
 
 
-def test_a_damaged_log_names_its_line(paper_rows: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.answers.jsonl").write_text("{}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"out.answers.jsonl:1: no line of a build's answers"):
+KEPT = {"key": "k", "qid": "9:1", "attempts": 1, "text": "a dog", "grains": []}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "key is None, expected a string"),
+        ("[]", r"a record is \[\], expected an object"),
+        ("{", "malformed JSON"),
+        ("", "malformed JSON"),
+        (json.dumps(KEPT | {"attempts": "1"}), "attempts is '1', expected a number from 1 on"),
+        (json.dumps(KEPT | {"text": 3}), "text is 3, expected a string"),
+        (
+            json.dumps(KEPT | {"grains": [{"key": "entity", "value": "cat", "start": 2, "end": 5}]}),
+            r"grains\[0\] is ",
+        ),
+    ],
+)
+def test_a_damaged_log_names_its_line(paper_rows: Path, tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "out.answers.jsonl").write_text(f"{json.dumps(KEPT)}\n{line}\n", encoding="utf-8")
+    expected = (
+        rf"out.answers.jsonl:2: no line of a build's answers: {message}.*; remove the line to ask again$"
+    )
+    with pytest.raises(ValueError, match=expected):
         build(paper_rows, RulesJudge(), tmp_path / "out")

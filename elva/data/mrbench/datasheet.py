@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elva.data.mrbench.judged import FOLDER
+from elva.data.records import DataError
 from elva.files import atomic_file
 
 STATISTICS = f"{FOLDER}/statistics.json"
@@ -26,12 +27,23 @@ _COLUMNS = (
 
 
 def write_datasheet(root: Path) -> None:
-    """Write README.md from ``mrbench/statistics.json`` and, where people have looked, ``mrbench/review.json``."""
-    statistics = json.loads((root / STATISTICS).read_text(encoding="utf-8"))
+    """Write README.md from ``mrbench/statistics.json`` and, where people have looked, ``mrbench/review.json``.
+
+    Raises DataError where these are not what a build and a review wrote, OSError where one cannot be read or written.
+    """
     review = root / REVIEW
-    report = json.loads(review.read_text(encoding="utf-8"))["report"] if review.is_file() else None
+    if not (root / STATISTICS).is_file():
+        raise DataError(f"no {STATISTICS}, expected a directory that `elva mrbench build` made")
+    try:
+        statistics = json.loads((root / STATISTICS).read_text(encoding="utf-8"))
+        report = json.loads(review.read_text(encoding="utf-8"))["report"] if review.is_file() else None
+        text = render(statistics, report)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{STATISTICS}: not what `elva mrbench build` wrote ({type(error).__name__}: {error})"
+        ) from error
     with atomic_file(root / "README.md") as temporary:
-        temporary.write_text(render(statistics, report), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def render(statistics: dict[str, Any], report: dict[str, Any] | None) -> str:

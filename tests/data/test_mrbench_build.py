@@ -81,6 +81,16 @@ def test_a_seed_gives_one_directory_and_another_seed_another(paper_rows: Path, t
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
 
 
+def test_names_are_no_html_in_the_datasheet(paper_rows: Path, tmp_path: Path) -> None:
+    source = paper_rows.rename(tmp_path / "<img src=x>")
+    judge = RulesJudge()
+    judge.name = "<b>rules`"
+    build(source, judge, tmp_path / "out", per_task=2)
+    text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "directory &lt;img src=x> in which the judge (&lt;b>rules`)" in text
+    assert "<" not in text
+
+
 def test_pictures_that_exist_are_not_copied(paper_rows: Path, tmp_path: Path) -> None:
     build(paper_rows, RulesJudge(), tmp_path / "out", per_task=1)
     assert os.path.samefile(paper_rows / "mbeir_images/3.png", tmp_path / "out/mbeir_images/3.png")

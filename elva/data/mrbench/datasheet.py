@@ -54,8 +54,8 @@ def render(statistics: dict[str, Any], report: dict[str, Any] | None) -> str:
         "# Multi-grain queries",
         f"Test queries of the M-BEIR directory {escaped(statistics['source'])} in which the judge "
         f"({escaped(statistics['judge'])}) found at least two grains: {statistics['per_task']} "
-        f"of each task, drawn with seed {statistics['seed']}. The candidates are those of the tasks' whole local pools. Made by `elva mrbench build`; licences are the "
-        "source's.",
+        f"of each task, drawn with seed {statistics['seed']}. The candidates are those of the tasks' whole local "
+        "pools. Made by `elva mrbench build`; licences are the source's.",
         "## Queries",
         markdown_table(_COLUMNS, [_task_cells(name, row) for name, row in tasks.items()]),
         "*unreachable*: no right answer in the local pool. *unreadable*: nothing that this judge reads. *retried*: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,8 @@ from benchmarks.gpu.lines import ROOT, without_paths
 PACKAGES = ("triton", "transformers", "numpy", "flash-attn", "xformers")
 RIVALS = ("liger-kernel", "cut-cross-entropy", "inf-cl")
 UNKNOWN = "unknown"
+DIRTY, UNCHECKED = "-dirty", "-unchecked"
+"""Behind a commit from which tracked files differ, and behind one where git is not there to tell."""
 
 
 def machine_line(command: str, device: str, arguments: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def machine_line(command: str, device: str, arguments: Sequence[str]) -> dict[st
             "torch": torch.__version__,
             **{name: _version(name) for name in (*PACKAGES, *RIVALS)},
         },
-        "commit": commit(ROOT),
+        "commit": revision(ROOT),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": without_paths(" ".join(["python -m benchmarks.gpu", command, *arguments])),
     }
@@ -61,6 +64,22 @@ def driver() -> str:
     file = Path("/proc/driver/nvidia/version")
     found = re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)\s", file.read_text()) if file.exists() else None
     return found[1] if found else UNKNOWN
+
+
+def revision(root: Path) -> str:
+    """The `commit`, with ``DIRTY`` or ``UNCHECKED`` behind that of a checkout that may not be what ran."""
+    found = commit(root)
+    if found != _checked_out(root / ".git"):
+        return found
+    # results that an earlier command wrote change no figure
+    command = ["git", "-C", str(root), "--no-optional-locks", "status", "--porcelain", "--untracked-files=no"]
+    command += ["--", ".", ":(exclude)benchmarks/results"]
+    other = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        changes = subprocess.run(command, env=other, capture_output=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return found + UNCHECKED
+    return found + DIRTY if changes else found
 
 
 def commit(root: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.gpu.lines import STATUSES
+from benchmarks.gpu.machine import DIRTY, UNCHECKED, UNKNOWN
 from benchmarks.gpu.results import Line, Run
 
 OURS = "elva"
@@ -25,12 +26,22 @@ def machine(run: Run) -> list[str]:
     facts = [f"Python {line.get('python', '?')}, {versions}"]
     if line.get("capability"):
         facts.append(f"compute capability {line['capability']}, driver {line.get('driver') or 'unknown'}")
-    facts.append(f"commit {str(line.get('commit', 'unknown'))[:12]}")
+    facts.append(_revision(str(line.get("commit", UNKNOWN))))
     facts.append(str(line.get("date", "undated")))
     text = [f"{'; '.join(facts)}. `{line.get('arguments', '')}`", ""]
     if not run.whole:
         text += ["**Cut off**: the command did not reach its end, so cases are missing here.", ""]
     return text
+
+
+def _revision(recorded: str) -> str:
+    for mark, meaning in (
+        (DIRTY, "with changes that it does not hold"),
+        (UNCHECKED, "and perhaps changes that it does not hold"),
+    ):
+        if recorded.endswith(mark):
+            return f"commit {recorded.removesuffix(mark)[:12]} {meaning}"
+    return f"commit {recorded[:12]}"
 
 
 def check(run: Run) -> list[str]:

@@ -42,6 +42,11 @@ def build(
                 f"{name}: {row['picked']} picked, {row['fewer']} fewer grains, {row['set_aside']} set aside"
             )
         typer.echo(f"wrote {out}; its README.md is the datasheet")
+        if missing := sum(row["set_aside"] for row in statistics["tasks"].values()):
+            typer.echo(
+                f"{missing} set aside without a usable answer ({out}/mrbench/set_aside.jsonl says why); to ask them "
+                f"again, remove {out} and give the same command: all answers are kept in {out}.answers.jsonl"
+            )
 
 
 @app.command()

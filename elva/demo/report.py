@@ -16,6 +16,7 @@ from elva.demo.pipeline import DemoRun
 from elva.evaluation.gallery import build_gallery
 from elva.evaluation.report import write_report
 from elva.files import atomic_file
+from elva.markdown import escaped
 from elva.models.encoder import MultimodalEncoder
 
 
@@ -59,7 +60,7 @@ def markdown(root: Path, runs: Sequence[DemoRun], settings: dict[str, Any]) -> s
     """Table, differences, hit rate by number of grains, machine and settings: what a results page quotes."""
     queries = runs[0].results[summary.STAGE_2].multigrain
     sections = [
-        f"{len(runs)} seed(s), {len(queries.qids) if queries else 0} multi-grain test queries in `{root.name}`; "
+        f"{len(runs)} seed(s), {len(queries.qids) if queries else 0} multi-grain test queries in {escaped(root.name)}; "
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}.\n",
         summary.markdown(runs),
         "\n".join(

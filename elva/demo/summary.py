@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean, stdev
-from typing import Any
 
 from elva.demo.pipeline import STAGE_2, DemoRun
 from elva.evaluation.bootstrap import Difference, paired_bootstrap
 from elva.evaluation.results import SUMMARY_COLUMNS, Results
+from elva.markdown import markdown_table
 
 COST_COLUMNS = ("encoded items", "queries", "seconds")
 
@@ -63,9 +63,7 @@ def difference_lines(found: Sequence[Difference]) -> list[str]:
 
 def markdown(runs: Sequence[DemoRun]) -> str:
     """The table as Markdown."""
-    header, rows = table(runs)
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(*table(runs)) + "\n"
 
 
 def by_grains_markdown(runs: Sequence[DemoRun]) -> str:
@@ -74,10 +72,7 @@ def by_grains_markdown(runs: Sequence[DemoRun]) -> str:
     counts = sorted(
         {count for run in runs for r in run.results.values() if r.multigrain for count in r.multigrain.grains}
     )
-    lines: list[list[Any]] = [
-        ["", *(f"{count} grains" for count in counts)],
-        ["---", *["---:"] * len(counts)],
-    ]
+    lines = []
     for name in names:
         cells = []
         for count in counts:
@@ -88,7 +83,7 @@ def by_grains_markdown(runs: Sequence[DemoRun]) -> str:
             ]
             cells.append(f"{100 * fmean(values):.1f}" if values else "–")
         lines.append([name, *cells])
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return markdown_table(("", *(f"{count} grains" for count in counts)), lines) + "\n"
 
 
 def arm_name(runs: Sequence[DemoRun]) -> str:

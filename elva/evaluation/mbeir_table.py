@@ -8,6 +8,7 @@ from statistics import fmean
 
 from elva.evaluation.mbeir_published import PUBLISHED, SOURCES, Published
 from elva.evaluation.results import Results
+from elva.markdown import markdown_table
 
 ROWS = (
     ("visualnews", 0),
@@ -44,17 +45,15 @@ def markdown(results: Mapping[str, Results]) -> str:
     Below each model stand the judgements that its pools do not hold; below all, what others published for these pools.
     """
     header = [*(f"{dataset} {task}" for dataset, task in ROWS), "mean"]
-    lines = [f"| model | {' | '.join(header)} |", "| --- |" + " ---: |" * len(header)]
+    lines = []
     for name, found in results.items():
         missing = {(row.dataset, row.task_id): str(row.unreachable) for row in found.rows}
-        lines.append(f"| {name} | {' | '.join(_cells(found, '–'))} |")
-        lines.append(f"| unreachable judgements | {' | '.join(missing.get(row, '–') for row in ROWS)} | |")
+        lines.append([name, *_cells(found, "–")])
+        lines.append(["unreachable judgements", *(missing.get(row, "–") for row in ROWS), ""])
     published = PUBLISHED[_pool(results)]
-    lines += [
-        f"| {row.name} ({row.source}) | {' | '.join(_published_cells(row, '–'))} |" for row in published
-    ]
+    lines += [[f"{row.name} ({row.source})", *_published_cells(row, "–")] for row in published]
     sources = [f"({key}) {SOURCES[key]}" for key in sorted({row.source for row in published})]
-    return "\n".join([*lines, "", f"Published, {_pool(results)} pools: {'; '.join(sources)}.", ""])
+    return f"{markdown_table(('model', *header), lines)}\n\nPublished, {_pool(results)} pools: {'; '.join(sources)}.\n"
 
 
 def latex(results: Mapping[str, Results]) -> str:

@@ -16,6 +16,7 @@ from elva.evaluation.inputs import CandidateEmbeddings, Inputs
 from elva.evaluation.neighbours import Neighbours, draw_neighbours, neighbours
 from elva.evaluation.results import Results
 from elva.files import atomic_file
+from elva.markdown import markdown_table
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -129,7 +130,7 @@ def markdown(name: str, results: Results, found: MRBench) -> str:
     )
     parts = [
         f"Hit rate at {K} in percent ({results.pool} pools).",
-        _table(["model", *columns.values(), "average"], [ours, *published]),
+        markdown_table(["model", *columns.values(), "average"], [ours, *published]),
         f"Published: {SOURCE}." if papers else "",
         _rates("grains in the query", found.by_count),
         _rates("kind of grain", found.by_kind),
@@ -137,7 +138,7 @@ def markdown(name: str, results: Results, found: MRBench) -> str:
     if found.grain_distance is not None:
         distances = {**found.grain_distance.by_key, "mean": found.grain_distance.mean}
         parts.append(
-            _table(
+            markdown_table(
                 ["grain taken out", "cosine distance"], [[key, f"{d:.3f}"] for key, d in distances.items()]
             )
         )
@@ -160,13 +161,8 @@ def _rate(hits: Sequence[int]) -> Rate:
 
 def _rates(title: str, rates: Mapping[Any, Rate]) -> str:
     rows = [[str(key), str(rate.queries), _percent(rate.hit_at_5)] for key, rate in rates.items()]
-    return _table([title, "queries", f"hit@{K} (%)"], rows)
+    return markdown_table([title, "queries", f"hit@{K} (%)"], rows)
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -11,6 +11,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from elva.markdown import markdown_table
+
 SUMMARY_COLUMNS = (
     "mean hit rate (%)",
     "multi-grain hit@1 (%)",
@@ -185,7 +187,7 @@ class Results:
         rows = [task_cells(row) for row in self.rows]
         if self.mean_hit_rate is not None:
             rows.append(["mean", "", percent(self.mean_hit_rate), *[""] * (len(TASK_COLUMNS) - 3)])
-        return _markdown(TASK_COLUMNS, rows)
+        return markdown_table(TASK_COLUMNS, rows) + "\n"
 
 
 def percent(share: float | None) -> str:
@@ -235,9 +237,5 @@ def summary_table(rows: Mapping[str, Results], title: str | None = None) -> Tabl
 
 def summary_markdown(rows: Mapping[str, Results]) -> str:
     """One line a model, as a Markdown table."""
-    return _markdown(("model", *SUMMARY_COLUMNS), [[name, *summary_cells(row)] for name, row in rows.items()])
-
-
-def _markdown(columns: tuple[str, ...], rows: list[list[str]]) -> str:
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    cells = [[name, *summary_cells(row)] for name, row in rows.items()]
+    return markdown_table(("model", *SUMMARY_COLUMNS), cells) + "\n"

@@ -11,6 +11,7 @@ from torch import Tensor
 from elva.data.unseen import unseen_set_of
 from elva.evaluation.metrics import average_precision_at, hit_rate_at
 from elva.evaluation.results import Results, TaskRow
+from elva.markdown import markdown_table
 
 DIRECTIONS = {0: "t→i", 3: "i→t", 7: "(i,t)→i"}
 
@@ -24,16 +25,16 @@ def own_scores(dataset: str, ranks: Tensor) -> dict[str, float]:
 def markdown(results: Mapping[str, Results]) -> str:
     """One line a set's row and metric, one column a model; means over the rows of a set below them. In percent."""
     shown = list(results.values())
-    lines = [f"| set | metric | {' | '.join(results)} |", "| --- | --- |" + " ---: |" * len(shown)]
+    lines = []
     for _, group in groupby(shown[0].rows, key=lambda row: unseen_set_of(row.dataset)):
         rows = list(group)
         for metric in rows[0].own:
             found = [[_of(model, row).own[metric] for row in rows] for model in shown]
             lines += [_line(row, metric, [values[i] for values in found]) for i, row in enumerate(rows)]
             if len(rows) > 1 and len({row.task_id for row in rows}) == 1:
-                cells = " | ".join(f"{100 * fmean(values):.1f}" for values in found)
-                lines.append(f"| mean of {len(rows)} | {metric} | {cells} |")
-    return "\n".join(lines) + "\n"
+                cells = [f"{100 * fmean(values):.1f}" for values in found]
+                lines.append([f"mean of {len(rows)}", metric, *cells])
+    return markdown_table(("set", "metric", *results), lines, words=2) + "\n"
 
 
 def require_unseen(rows: Sequence[str]) -> None:
@@ -57,6 +58,5 @@ def _of(results: Results, row: TaskRow) -> TaskRow:
     return next(other for other in results.rows if other.name == row.name)
 
 
-def _line(row: TaskRow, metric: str, values: Sequence[float]) -> str:
-    cells = " | ".join(f"{100 * value:.1f}" for value in values)
-    return f"| {row.dataset} {DIRECTIONS[row.task_id]} | {metric} | {cells} |"
+def _line(row: TaskRow, metric: str, values: Sequence[float]) -> list[str]:
+    return [f"{row.dataset} {DIRECTIONS[row.task_id]}", metric, *(f"{100 * value:.1f}" for value in values)]

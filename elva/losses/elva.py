@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +9,7 @@ from torch import Tensor, nn
 from elva.losses.rewards import reward_of_rows
 from elva.losses.rows import Rows, Similarities, as_rows, similarities
 from elva.losses.tiered_rank import tiered_ranking
+from elva.ops.checks import is_finite
 from elva.ops.tiered_rank import tiered_rank
 from elva.ops.tiered_rank_check import check_options
 
@@ -45,7 +44,7 @@ class ELVALoss(nn.Module):
         infonce_weight: weight of an added plain ``L_nce``, in either form.
 
     Raises:
-        ValueError: an unknown form, a temperature that is not above 0, fewer than two tiers.
+        ValueError: an unknown form, a temperature that is not finite and above 0, fewer than two tiers.
 
     Example:
         >>> query = positive = torch.tensor([[1.0, 0.0]])
@@ -73,12 +72,12 @@ class ELVALoss(nn.Module):
         super().__init__()
         if form not in FORMS:
             raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-        if not margin_temperature > 0:
-            raise ValueError(f"margin_temperature must be above 0, got {margin_temperature}")
+        if not (margin_temperature > 0 and is_finite(margin_temperature)):
+            raise ValueError(f"margin_temperature must be above 0 and finite, got {margin_temperature}")
         numbers = {"alpha": alpha, "epsilon": epsilon, "delta": delta, "gamma": gamma}
         numbers |= {"tier_weight": tier_weight, "infonce_weight": infonce_weight}
         for name, value in numbers.items():
-            if not math.isfinite(value):
+            if not is_finite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}")
         check_options(temperature, num_tiers, false_negative_threshold, None)
         if num_tiers < 2:
@@ -111,7 +110,7 @@ class ELVALoss(nn.Module):
             Scalar, float32 (float64 for float64 input); >= 0 in the smooth form.
 
         Raises:
-            ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+            ValueError, TypeError: shapes, dtypes or devices that do not fit, naming the argument.
         """
         rows = as_rows(query, positive, negatives, mask)
         if rows.query.shape[0] == 0:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from elva.losses.rewards import SCALES, group_advantage
+from elva.ops.checks import check_devices
 from elva.ops.linear_logprob import LinearLogprob, linear_logprob
 
 
@@ -94,9 +95,17 @@ class GRPOLoss(nn.Module):
             makes it inf only where the ratio counts: with a negative advantage, which the clip leaves unbounded.
 
         Raises:
-            ValueError: shapes that do not fit, no reference although ``beta > 0``, rewards that are not finite.
+            ValueError: shapes or devices that do not fit, no reference although ``beta > 0``, rewards that are
+                not finite.
             TypeError: log-probabilities that are not floating point, complex rewards.
         """
+        check_devices(
+            logps=logps,
+            rewards_or_advantages=rewards_or_advantages,
+            mask=mask,
+            old_logps=old_logps,
+            ref_logps=ref_logps,
+        )
         self._check(logps, mask, old_logps, ref_logps)
         dtype = torch.float64 if logps.dtype == torch.float64 else torch.float32
         used = mask.bool()
@@ -142,7 +151,7 @@ class GRPOLoss(nn.Module):
             temperature, trainable_rows, row_values: see :func:`elva.ops.linear_logprob`.
 
         Raises:
-            ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+            ValueError, TypeError: shapes, dtypes or devices that do not fit, naming the argument.
         """
         tokens = completion_logprob(
             hidden,
@@ -225,7 +234,7 @@ def completion_logprob(
         temperature, trainable_rows, row_values: see :func:`elva.ops.linear_logprob`.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+        ValueError, TypeError: shapes, dtypes or devices that do not fit, naming the argument.
     """
     for name, tensor in (("completion_ids", completion_ids), ("mask", mask)):
         if tensor.shape != hidden.shape[:-1]:
@@ -233,6 +242,14 @@ def completion_logprob(
                 f"{name} must have shape {list(hidden.shape[:-1])}, as hidden has [R, T, H], "
                 f"got {list(tensor.shape)}"
             )
+    check_devices(
+        hidden=hidden,
+        weight=weight,
+        completion_ids=completion_ids,
+        mask=mask,
+        trainable_rows=trainable_rows,
+        row_values=row_values,
+    )
     if completion_ids.dtype != torch.int64:
         raise TypeError(f"completion_ids must be int64, got {completion_ids.dtype}")
     used = mask.bool()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from elva.losses.gather import gather_rows, place_of
+from elva.ops.checks import check_devices, is_finite
 from elva.ops.infonce import infonce
 from elva.ops.infonce_check import SIMILARITIES, check_arguments, known_pairs, label_values
 
@@ -29,7 +30,7 @@ class InfoNCELoss(nn.Module):
             group it changes nothing.
 
     Raises:
-        ValueError: a temperature that is not above 0 or an unknown similarity.
+        ValueError: a temperature that is not finite and above 0 or an unknown similarity.
 
     Example:
         >>> loss = InfoNCELoss(temperature=1.0)
@@ -48,8 +49,8 @@ class InfoNCELoss(nn.Module):
         cross_device: bool = False,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not (temperature > 0 and is_finite(temperature)):
+            raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity must be one of {SIMILARITIES}, got {similarity!r}")
         self.similarity = similarity
@@ -94,11 +95,12 @@ class InfoNCELoss(nn.Module):
             Scalar >= 0, float32 (float64 for float64 input).
 
         Raises:
-            ValueError, TypeError: shapes, dtypes or labels that do not fit, naming the argument.
+            ValueError, TypeError: shapes, dtypes, devices or labels that do not fit, naming the argument.
         """
         joint = self.cross_device and dist.is_available() and dist.is_initialized()
         if query.ndim == 2 and query.shape[0] == 0 and not joint:
             raise ValueError("query has no rows: the mean over an empty batch is not defined")
+        check_devices(query=query, negatives=negatives)
         options = (self.temperature, self.similarity, self.bidirectional)
         check_arguments(query, keys, labels, *options, mask, query_ids, key_ids, None)
         if key_ids is not None and key_ids.shape != keys.shape[:1]:

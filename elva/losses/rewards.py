@@ -51,7 +51,7 @@ def elva_reward(
         Rewards ``[...]``, float32 (float64 for float64 input). Without any valid negative: ``epsilon * cos(q, p)``.
 
     Raises:
-        ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+        ValueError, TypeError: shapes, dtypes or devices that do not fit, naming the argument.
 
     Example:
         >>> query, positive = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 0.0])

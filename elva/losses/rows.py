@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from elva.ops.checks import check_devices
 from elva.ops.infonce import accumulation_dtype
 from elva.ops.norms import unit
 
@@ -79,6 +80,7 @@ def _check(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tensor | No
     for name, tensor in (("query", query), ("positive", positive), ("negatives", negatives)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    check_devices(query=query, positive=positive, negatives=negatives, mask=mask)
     if query.ndim < 1 or positive.shape != query.shape:
         raise ValueError(
             f"query and positive must have one shape [..., D], got {list(query.shape)} and {list(positive.shape)}"

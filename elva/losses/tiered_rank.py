@@ -70,7 +70,7 @@ class TieredRankingLoss(nn.Module):
             Scalar >= 0, float32 (float64 for float64 input).
 
         Raises:
-            ValueError, TypeError: shapes or dtypes that do not fit, naming the argument.
+            ValueError, TypeError: shapes, dtypes or devices that do not fit, naming the argument.
         """
         rows = as_rows(query, positive, negatives, mask)
         if rows.query.shape[0] == 0:

@@ -112,9 +112,10 @@ def infonce(
         ``[B]`` losses, float32 (float64 for float64 input), each >= 0.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown similarity, a float temperature that is not above 0, labels
-            out of range, a query without a label, or repeated labels with ``bidirectional``. (The *values* of labels on
-            an accelerator are checked there without waiting for it, and raise its assertion error.)
+        ValueError: shapes or devices that do not fit, an unknown similarity, a float temperature that is not finite
+            and above 0, labels out of range, a query without a label, or repeated labels with ``bidirectional``. (The
+            *values* of labels on an accelerator are checked there without waiting for it, and raise its assertion
+            error.)
         TypeError: labels that are not int64, ids that are no integers or a mask that is not bool.
 
     Example:

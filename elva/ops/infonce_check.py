@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elva.ops.checks import check_devices, is_finite
+
 SIMILARITIES = ("cosine", "dot")
 
 
@@ -76,7 +78,17 @@ def check_arguments(
     key_ids: Tensor | None,
     positive_pairs: Tensor | None,
 ) -> None:
-    """Raise ValueError or TypeError for shapes, dtypes or options that do not fit; reads no tensor's values."""
+    """Raise ValueError or TypeError for shapes, dtypes, devices or options that do not fit; reads no values."""
+    check_devices(
+        query=query,
+        keys=keys,
+        labels=labels,
+        temperature=temperature if isinstance(temperature, Tensor) else None,
+        mask=mask,
+        query_ids=query_ids,
+        key_ids=key_ids,
+        positive_pairs=positive_pairs,
+    )
     if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
         raise ValueError(
             f"query [B, D] and keys [M, D] expected, got {list(query.shape)} and {list(keys.shape)}"
@@ -107,8 +119,8 @@ def check_arguments(
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0:
             raise ValueError(f"temperature must be a scalar tensor, got shape {list(temperature.shape)}")
-    elif not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    elif not (temperature > 0 and is_finite(temperature)):
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
 
 
 def _check_ids(

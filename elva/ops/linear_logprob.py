@@ -58,7 +58,7 @@ def linear_logprob(
             influence: weight gets no gradient then, row_values a dense one. None: weight's own.
 
     Raises:
-        TypeError, ValueError: an argument has the wrong dtype, shape or range; the message names it.
+        TypeError, ValueError: an argument has the wrong dtype, shape, device or range; the message names it.
 
     Example:
         >>> linear_logprob(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([0])).logprob  # −log(1 + e⁻¹)

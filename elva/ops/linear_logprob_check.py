@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from elva.ops.checks import check_devices, is_finite
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -23,6 +23,9 @@ def check_arguments(
         raise TypeError(f"hidden has dtype {hidden.dtype}; expected one of {', '.join(map(str, DTYPES))}")
     if weight.dtype != hidden.dtype:
         raise TypeError(f"weight has dtype {weight.dtype}; expected that of hidden, {hidden.dtype}")
+    check_devices(
+        hidden=hidden, weight=weight, targets=targets, trainable_rows=trainable_rows, row_values=row_values
+    )
     if hidden.dim() != 2 or hidden.shape[1] == 0:
         raise ValueError(f"hidden has shape {list(hidden.shape)}; expected [T, H] with H > 0")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
@@ -32,7 +35,7 @@ def check_arguments(
         _check_rows("trainable_rows", trainable_rows, weight, (trainable_rows.numel(),))
     if row_values is not None:
         _check_values(row_values, hidden, trainable_rows)
-    if not (temperature > 0 and math.isfinite(temperature)):
+    if not (temperature > 0 and is_finite(temperature)):
         raise ValueError(f"temperature is {temperature}; expected a finite number above 0")
 
 

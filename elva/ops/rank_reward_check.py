@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from elva.ops.checks import check_devices, is_finite
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SCALES = ("group", "none")
@@ -20,9 +20,7 @@ def check_tensors(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tens
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected that of query, {query.dtype}")
     if mask is not None and mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}; expected torch.bool (True = use this negative)")
-    for name, other in (("positive", positive), ("negatives", negatives), ("mask", mask)):
-        if other is not None and other.device != query.device:
-            raise ValueError(f"{name} is on {other.device}; expected the device of query, {query.device}")
+    check_devices(query=query, positive=positive, negatives=negatives, mask=mask)
 
     if query.dim() != 3 or query.shape[2] == 0:
         raise ValueError(
@@ -43,10 +41,9 @@ def check_tensors(query: Tensor, positive: Tensor, negatives: Tensor, mask: Tens
 def check_options(delta: float, gamma: float, alpha: float, epsilon: float, log_base: float) -> None:
     """Raise ValueError unless the coefficients are finite and the logarithm has a base above 1."""
     for name, value in (("delta", delta), ("gamma", gamma), ("alpha", alpha), ("epsilon", epsilon)):
-        # comparisons, not math.isfinite: torch.compile makes a symbol of a coefficient that two modules set differently
-        if not -math.inf < value < math.inf:
+        if not is_finite(value):
             raise ValueError(f"{name} is {value}; expected a finite number")
-    if not (math.isfinite(log_base) and log_base > 1):
+    if not (is_finite(log_base) and log_base > 1):
         raise ValueError(f"log_base is {log_base}; expected a finite number above 1")
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from elva.ops import library
+from elva.ops.checks import check_devices
 from elva.ops.varlen_attention import Backend, Piece
 from elva.ops.varlen_backends import BACKENDS
 
@@ -136,8 +137,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, layout: PrefixLayout, back
     for name, tensor in (("key", key), ("value", value)):
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected that of query, {query.dtype}")
-        if tensor.device != query.device:
-            raise ValueError(f"{name} is on {tensor.device}; expected the device of query, {query.device}")
+    check_devices(query=query, key=key, value=value)
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 

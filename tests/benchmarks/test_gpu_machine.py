@@ -5,14 +5,17 @@ from __future__ import annotations
 import getpass
 import json
 import math
+import os
+import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu.lines import DamagedLines, LineFile, read_lines, without_paths
-from benchmarks.gpu.machine import commit, machine_line
+from benchmarks.gpu.machine import commit, machine_line, revision
 
 ID = "0123456789abcdef0123456789abcdef01234567"
 
@@ -51,6 +54,38 @@ def test_the_commit_of_a_worktree(tmp_path: Path):
     write(shared / "worktrees" / "wt" / "commondir", "../..\n")
     write(tmp_path / "wt" / ".git", f"gitdir: {shared / 'worktrees' / 'wt'}\n")
     assert commit(tmp_path / "wt") == ID
+
+
+def git(root: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, "-C", str(root), *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_tree_with_changes_is_not_called_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    git(tmp_path, "init", "-q")
+    write(tmp_path / "kernel.py", "one")
+    write(tmp_path / "benchmarks" / "results" / "old.json", "one")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "all")
+    clean = revision(tmp_path)
+    assert clean == commit(tmp_path) and len(clean) == 40
+    write(tmp_path / "runs" / "check.jsonl", "untracked, as what a command writes")
+    write(tmp_path / "benchmarks" / "results" / "old.json", "two")
+    assert revision(tmp_path) == clean
+    write(tmp_path / "kernel.py", "two")
+    assert revision(tmp_path) == f"{clean}-dirty"
+    git(tmp_path, "add", ".")
+    assert revision(tmp_path) == f"{clean}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert revision(tmp_path) == f"{clean}-unchecked"
+
+
+def test_without_a_checkout_no_changes_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ELVA_COMMIT", ID)
+    assert revision(tmp_path) == ID
 
 
 def test_without_git_the_environment_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -297,6 +297,22 @@ def test_bytes_that_are_no_text_are_named(report, tmp_path: Path, capsys):
     assert "check.jsonl:2: no JSON" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("mark", "said"),
+    [
+        ("-dirty", "commit 0123456789ab with changes that it does not hold; 2026"),
+        ("-unchecked", "commit 0123456789ab and perhaps changes that it does not hold; 2026"),
+    ],
+)
+def test_changes_beside_the_commit_are_said(report, tmp_path: Path, mark: str, said: str):
+    machine = {"command": "check", **MACHINE, "commit": f"{MACHINE['commit']}{mark}"}
+    (tmp_path / "runs").mkdir()
+    lines = [machine, case("infonce", "dot", "ok", error=0.0, bound=0.0)]
+    (tmp_path / "runs" / "check.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, page = report(tmp_path / "runs")
+    assert status == 0 and said in page
+
+
 def test_a_second_run_sets_the_first_ones_lines_aside(tmp_path: Path):
     path = tmp_path / "check.jsonl"
     for number in range(3):

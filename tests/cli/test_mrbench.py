@@ -83,6 +83,20 @@ def test_build_and_evaluate(source: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert distances["attribute"] > 0.1 > distances["entity"]
 
 
+def test_what_was_set_aside_and_how_to_ask_again_is_said(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = {"tasks": {name: {"picked": 3, "fewer": 0, "set_aside": 1} for name in ("a", "b")}}
+    monkeypatch.setattr("elva.data.mrbench.build", lambda *arguments, **options: statistics)
+    out = tmp_path / "out"
+    result = run("mrbench", "build", "--data", source, "--judge", "rules", "--out", out)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-1] == (
+        f"2 set aside without a usable answer ({out}/mrbench/set_aside.jsonl says why); to ask them again, "
+        f"remove {out} and give the same command: all answers are kept in {out}.answers.jsonl"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

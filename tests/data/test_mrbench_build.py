@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -78,6 +79,16 @@ def test_a_seed_gives_one_directory_and_another_seed_another(paper_rows: Path, t
         build(paper_rows, RulesJudge(), tmp_path / name, per_task=2, seed=seed)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     assert contents(tmp_path / "a") != contents(tmp_path / "c")
+
+
+def test_names_are_no_html_in_the_datasheet(paper_rows: Path, tmp_path: Path) -> None:
+    source = paper_rows.rename(tmp_path / "<img src=x>")
+    judge = RulesJudge()
+    judge.name = "<b>rules`"
+    build(source, judge, tmp_path / "out", per_task=2)
+    text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "directory &lt;img src=x> in which the judge (&lt;b>rules`)" in text
+    assert "<" not in text
 
 
 def test_pictures_that_exist_are_not_copied(paper_rows: Path, tmp_path: Path) -> None:
@@ -278,6 +289,35 @@ def test_a_killed_build_goes_on_to_the_same_directory(paper_rows: Path, tmp_path
     assert contents(out) == contents(tmp_path / "whole")
 
 
+def test_an_interrupted_build_ends_at_once_and_keeps_its_answers(
+    paper_rows: Path, tmp_path: Path, stub: Stub
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "out.answers.jsonl"
+    stub.faults = ("",)
+    stub.stalls_after = 12
+    command = [sys.executable, "-m", "elva.cli.main", "mrbench", "build", "--data", paper_rows]
+    command += ["--judge", stub.url, "--out", out, "--per-task", "5"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while sum(stub.asked.values()) <= stub.stalls_after and time.monotonic() < deadline:
+                time.sleep(0.005)
+            time.sleep(0.3)  # for the other answers to come in
+            begin = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert time.monotonic() - begin < 10  # the answers would be waited for for two minutes
+    assert process.returncode not in (0, 2)
+    assert b"Traceback" not in said
+    assert not out.exists()
+    kept = [json.loads(line)["key"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert len(kept) == len(set(kept)) >= 10
+    stub.stalls_after = None
+    stub.released.set()
+
+
 def test_a_judge_that_never_answers_stops_the_build_and_is_asked_again_later(
     paper_rows: Path, tmp_path: Path, stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +343,28 @@ def test_a_wrong_key_and_a_closed_port_stop_at_once(paper_rows: Path, tmp_path: 
         open_judge("http://127.0.0.1:9/v1")
 
 
-def test_a_damaged_log_names_its_line(paper_rows: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.answers.jsonl").write_text("{}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"out.answers.jsonl:1: no line of a build's answers"):
+KEPT = {"key": "k", "qid": "9:1", "attempts": 1, "text": "a dog", "grains": []}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{}", "key is None, expected a string"),
+        ("[]", r"a record is \[\], expected an object"),
+        ("{", "malformed JSON"),
+        ("", "malformed JSON"),
+        (json.dumps(KEPT | {"attempts": "1"}), "attempts is '1', expected a number from 1 on"),
+        (json.dumps(KEPT | {"text": 3}), "text is 3, expected a string"),
+        (
+            json.dumps(KEPT | {"grains": [{"key": "entity", "value": "cat", "start": 2, "end": 5}]}),
+            r"grains\[0\] is ",
+        ),
+    ],
+)
+def test_a_damaged_log_names_its_line(paper_rows: Path, tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "out.answers.jsonl").write_text(f"{json.dumps(KEPT)}\n{line}\n", encoding="utf-8")
+    expected = (
+        rf"out.answers.jsonl:2: no line of a build's answers: {message}.*; remove the line to ask again$"
+    )
+    with pytest.raises(ValueError, match=expected):
         build(paper_rows, RulesJudge(), tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -206,6 +207,68 @@ def test_b19_a_question_that_breaks_the_server_is_set_aside(servers: Callable[..
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 403])
+def test_one_question_that_is_always_refused_does_not_block_the_build(
+    status: int, servers: Callable[..., Server], paper_rows: Path, tmp_path: Path
+) -> None:
+    """Alone, too, as in the second build, where all others are kept."""
+    from elva.data.mrbench.rules import mark
+
+    poison: list[str] = []
+    state = {"healed": False}
+
+    def answering(handler: BaseHTTPRequestHandler, request: Any) -> None:
+        content = request["messages"][0]["content"]
+        text = content if isinstance(content, str) else content[-1]["text"].rsplit("\n", 1)[1]
+        if isinstance(content, list) and not poison:
+            poison.append(text)
+        if poison == [text] and not state["healed"]:
+            send(handler, status, Retry_After="0")
+        else:
+            send(handler, 200, completion(json.dumps({"description": "", "grains": mark(text)})))
+
+    server = servers(answering)
+    out = tmp_path / "out"
+    for asked_again in (False, True):
+        judge = server.judge()
+        before = len(server.times)
+        statistics = build(paper_rows, judge, out, per_task=4, tasks=["mscoco_task0"])
+        assert statistics["tasks"]["mscoco_task0"]["picked"] == 4
+        aside = (out / "mrbench/set_aside.jsonl").read_text(encoding="utf-8")
+        assert aside.count("\n") == 1 and f"answered {status}" in aside
+        assert not asked_again or len(server.times) - before <= 2 * 3 * endpoint.TRIES
+        shutil.rmtree(out)
+    state["healed"] = True
+    assert build(paper_rows, server.judge(), out, per_task=4, tasks=["mscoco_task0"])
+    assert (out / "mrbench/set_aside.jsonl").read_text(encoding="utf-8") == ""
+
+
+def test_a_question_that_is_told_to_wait_for_hours_is_set_aside_where_others_are_not(
+    servers: Callable[..., Server],
+) -> None:
+    def answering(handler: BaseHTTPRequestHandler, request: Any) -> None:
+        if "poison" in json.dumps(request):
+            send(handler, 429, Retry_After="9999")
+        else:
+            send(handler, 200, completion(json.dumps(GOOD)))
+
+    with pytest.raises(JudgeFault, match="asks to be left alone for 9999 s"):
+        servers(answering).judge().reply(Question("9:2", "a poison dart", None), [])
+
+
+def test_a_busy_question_waits_as_long_as_others_may_need(servers: Callable[..., Server]) -> None:
+    """A rate limit lets others through and comes to an end; it sets nothing aside."""
+
+    def answering(handler: BaseHTTPRequestHandler, request: Any) -> None:
+        if isinstance(request["messages"][0]["content"], list) and len(server.times) < 4 * endpoint.TRIES:
+            send(handler, 429, Retry_After="0")
+        else:
+            send(handler, 200, completion(json.dumps(GOOD)))
+
+    server = servers(answering)
+    assert json.loads(server.judge(pause=0.02).reply(QUESTION, [])) == GOOD
 
 
 def test_b19_what_an_outage_left_open_is_asked_again(

@@ -6,7 +6,9 @@ import base64
 import errno
 import hashlib
 import http.client
+import io
 import json
+import re
 import socket
 import socketserver
 import threading
@@ -15,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from elva.data.mrbench import build
 from elva.data.mrbench.review import Review, key
 from elva.data.mrbench.rules import RulesJudge
-from elva.data.mrbench.server import serve
+from elva.data.mrbench.server import _Handler, serve
 from elva.data.records import DataError
 from elva.intervals import wilson
+from elva.pictures import FORMATS
 
 
 @pytest.fixture
@@ -93,9 +97,146 @@ def test_nonsense_changes_nothing(built: Path, request_: Any, message: str) -> N
 def test_other_directories_and_damaged_reviews_are_refused(paper_rows: Path, built: Path) -> None:
     with pytest.raises(DataError, match=r"no mrbench/judged\.jsonl"):
         Review(paper_rows)
-    (built / "mrbench/review.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match=r"review.json: no review of this directory"):
+
+
+def change(file: Path, **changes: Any) -> None:
+    """The second line of a file, changed; a field that is ``...`` is taken out."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    record = {name: value for name, value in (json.loads(lines[1]) | changes).items() if value is not ...}
+    lines[1] = json.dumps(record)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+GRAIN = {"key": "entity", "value": "x", "start": 0, "end": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"qid": 7}, "qid is 7, expected a string"),
+        ({"text": None}, "text is None, expected a string"),
+        ({"of_picture": "no"}, "of_picture is 'no', expected true or false"),
+        ({"image": 3}, "image is 3, expected a string or null"),
+        ({"task_id": "0"}, "task_id is '0', expected one of 0, 1, "),
+        ({"task_id": 5}, "task_id is 5, expected one of 0, 1, "),
+        ({"state": []}, "state is [], expected one of picked, spare, fewer"),
+        ({"state": ...}, "the fields state are missing or unknown, expected dataset, grains, "),
+        ({"grains": 4}, "grains is '4', expected a list of objects"),
+        ({"grains": ["x"]}, "grains[0] is 'x', expected a key (entity, "),
+        ({"text": "a dog", "grains": [GRAIN]}, "grains[0] is '{"),
+        ({"text": "x y", "grains": [GRAIN | {"key": "colour"}]}, "grains[0] is '{"),
+        ({"text": "x y", "grains": [GRAIN | {"end": 1.0}]}, "grains[0] is '{"),
+        ({"text": "x y", "grains": [GRAIN, GRAIN]}, "the grains 'x' and 'x' overlap"),
+    ],
+)
+def test_a_judged_query_that_no_build_wrote_names_its_line(
+    built: Path, changes: dict[str, Any], message: str
+) -> None:
+    change(built / "mrbench/judged.jsonl", **changes)
+    expected = f"^mrbench/judged.jsonl:2: -: no record of a judged query: {re.escape(message)}[^\n]*$"
+    with pytest.raises(DataError, match=expected):
         Review(built)
+
+
+def test_a_query_is_judged_once(built: Path) -> None:
+    file = built / "mrbench/judged.jsonl"
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    change(file, **json.loads(first))
+    with pytest.raises(DataError, match=r"^mrbench/judged.jsonl:2: \S+: a second record of this query"):
+        Review(built)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "malformed JSON: Expecting property name .* line 1 column 2"),
+        ("[]", "expected an object with an object decisions"),
+        ({"decisions": []}, "expected an object with an object decisions"),
+        ({"decisions": {"nobody/9:1": {}}}, "decisions: 'nobody/9:1' is no query of mrbench/judged.jsonl"),
+        ({"decisions": {"QUERY": 3}}, "decisions: QUERY: 3, expected an object"),
+        (
+            {"decisions": {"QUERY": {"decision": "fine"}}},
+            "decisions: QUERY: decision is 'fine', expected one of",
+        ),
+        ({"decisions": {"QUERY": {"decision": "corrected", "grains": 3}}}, "decisions: QUERY: grains: "),
+    ],
+)
+def test_a_damaged_review_is_refused(built: Path, content: Any, message: str) -> None:
+    """Also where it speaks of a query outside of the sample."""
+    name = next(
+        iter({key(item) for item in Review(built, 9).items} - {key(item) for item in Review(built, 1).items})
+    )
+    text = content if isinstance(content, str) else json.dumps(content)
+    (built / "mrbench/review.json").write_text(text.replace("QUERY", name), encoding="utf-8")
+    message = message.replace("QUERY", re.escape(name))
+    with pytest.raises(DataError, match=rf"review.json: no review of this directory \({message}[^\n]*$"):
+        Review(built, 1)
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{}", "{"])
+def test_what_is_saved_is_not_called_lost_where_the_datasheet_cannot_be_written(
+    port: int, built: Path, content: str | None
+) -> None:
+    statistics = built / "mrbench/statistics.json"
+    statistics.unlink()
+    if content is not None:
+        statistics.write_text(content, encoding="utf-8")
+    name = key(Review(built, 4).items[0])
+    body = json.dumps({"key": name, "decision": "accepted"}).encode()
+    status, answer = send(port, "POST", "/api/review", body, Content_Type="application/json")
+    assert status == 200
+    found = json.loads(answer)
+    assert found["report"]["looked_at"] == 1
+    assert found["warning"].startswith("saved, but README.md is not brought up to date: ")
+    assert "statistics.json" in found["warning"]
+    assert Review(built, 4).report()["looked_at"] == 1
+
+
+def test_a_client_that_goes_away_is_no_news(
+    port: int, built: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def gone(handler: Any, *_: Any) -> None:
+        answered.set()
+        raise BrokenPipeError
+
+    monkeypatch.setattr(_Handler, "_send", gone)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+    connection.sendall(b"GET / HTTP/1.0\r\nHost: 127.0.0.1:1\r\n\r\n")
+    assert connection.recv(1) == b""
+    connection.close()
+    assert answered.is_set()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_of_every_accepted_format_is_served_as_browsers_show_it(built: Path, kind: str) -> None:
+    image = built / "picture"
+    try:
+        Image.new("RGB", (8, 8), "red").save(image, kind)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow writes no {kind}")
+    change(built / "mrbench/judged.jsonl", image="picture", text="x y", grains=[], state="picked")
+    review = Review(built)
+    place = next(number for number, item in enumerate(review.items) if item.image == "picture")
+    server = serve(review, 0)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    status, headers, body = fetch(server.server_port, f"/picture/{place}/query")
+    server.shutdown()
+    server.server_close()
+    assert status == 200
+    served = {
+        "image/png": "PNG",
+        "image/jpeg": "JPEG",
+        "image/webp": "WEBP",
+        "image/gif": "GIF",
+        "image/bmp": "BMP",
+    }
+    with Image.open(io.BytesIO(body)) as shown:
+        assert shown.format == served[headers["Content-Type"]]
+        red, green, blue = shown.convert("RGB").getpixel((4, 4))
+    assert red > 200 and max(green, blue) < 50
 
 
 @pytest.fixture

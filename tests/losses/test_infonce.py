@@ -184,7 +184,7 @@ def test_bad_input_is_named(options, message):
 
 
 def test_bad_construction_is_named():
-    with pytest.raises(ValueError, match="temperature must be above 0, got -1"):
+    with pytest.raises(ValueError, match="temperature must be above 0 and finite, got -1"):
         InfoNCELoss(-1)
     with pytest.raises(ValueError, match="similarity must be one of"):
         InfoNCELoss(similarity="l2")

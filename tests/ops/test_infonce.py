@@ -387,7 +387,7 @@ def test_compiles_without_graph_break():
             "positive_pairs needs query_ids and key_ids",
         ),
         ({"similarity": "euclid"}, ValueError, "similarity must be one of"),
-        ({"temperature": 0.0}, ValueError, "temperature must be above 0, got 0.0"),
+        ({"temperature": 0.0}, ValueError, "temperature must be above 0 and finite, got 0.0"),
         ({"temperature": torch.ones(2)}, ValueError, "temperature must be a scalar tensor"),
     ],
 )

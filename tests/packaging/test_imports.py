@@ -19,6 +19,7 @@ LAYERS = {
     "intervals": 0,
     "leftovers": 0,
     "locks": 0,
+    "markdown": 0,
     "pictures": 0,
     "progress": 0,
     "stopwatch": 0,

@@ -70,6 +70,32 @@ def grains_from_json(listed: Any, text: str) -> tuple[Grain, ...]:
     return parse_answer(json.dumps({"grains": listed}), Question("-", text, None)).grains
 
 
+def stored_grains(listed: Any, text: str) -> tuple[Grain, ...]:
+    """Grains of ``text`` as a build's files hold them. Raises ValueError where they are none of it."""
+    if not isinstance(listed, list):
+        raise ValueError(f"grains is {_short(listed)}, expected a list of objects")
+    grains = tuple(_stored_grain(number, item, text) for number, item in enumerate(listed))
+    for left, right in pairwise(sorted(grains, key=lambda grain: grain.start)):
+        if right.start < left.end:
+            raise ValueError(f"the grains {_short(left.value)} and {_short(right.value)} overlap")
+    return grains
+
+
+def _stored_grain(number: int, item: Any, text: str) -> Grain:
+    try:
+        grain = Grain.from_json(item)
+        offsets = type(grain.start) is int and type(grain.end) is int and 0 <= grain.start < grain.end
+        fits = grain.key in KINDS and offsets and text[grain.start : grain.end] == grain.value
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"grains[{number}] is {_short(item)}, expected a key ({', '.join(KINDS)}), and start and end of its value "
+            "in the text"
+        )
+    return grain
+
+
 def _json_object(reply: str) -> Mapping[str, Any]:
     start = reply.find("{")
     if start < 0:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 
 from elva.data.mrbench.answers import Question
 from elva.data.mrbench.judges import Judge, JudgeError, Outcome, ask
 from elva.data.mrbench.log import AnswerLog
+from elva.data.mrbench.pool import Pool
 
 HOPELESS = 25
 """So many questions without a usable answer in a row: the fault is the judge's, not the questions'."""
@@ -20,28 +21,41 @@ class Asker:
         self._judge, self._log = judge, log
         self._aside: list[tuple[Question, Outcome]] = []
 
-    def __call__(self, questions: Sequence[Question]) -> Iterator[Outcome]:
+    def __call__(self, questions: Sequence[Question]) -> Generator[Outcome, None, None]:
         """Raises JudgeError after ``HOPELESS`` failures in a row. Failures are not kept, but asked again next time."""
-        pool = ThreadPoolExecutor(self._judge.parallel)
+        if self._judge.parallel > 1:
+            yield from self._several(questions)
+            return
+        for question in questions:
+            if not self._log.get(question):
+                self._keep(question, ask(self._judge, question))
+            yield self._outcome(question)
+
+    def _several(self, questions: Sequence[Question]) -> Generator[Outcome, None, None]:
+        pool = Pool(self._judge.parallel, ask)
         asked = [
-            None if self._log.get(question) else pool.submit(ask, self._judge, question)
-            for question in questions
+            None if self._log.get(question) else pool.submit(self._judge, question) for question in questions
         ]
         try:
             for question, future in zip(questions, asked, strict=True):
                 if future is not None:
                     self._keep(question, future.result())
                 yield self._outcome(question)
+        except JudgeError:
+            pool.stop()
+            pool.join()
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # A user who interrupts does not wait for answers under way.
+            pool.stop()
             self._keep_finished(questions, asked)
 
     def _keep_finished(self, questions: Sequence[Question], asked: Sequence[Future[Outcome] | None]) -> None:
         """Keep what was answered out of order before the build stopped."""
         for question, future in zip(questions, asked, strict=True):
-            if future is None or future.cancelled() or future.exception() or self._log.get(question):
+            if future is None or not future.done() or future.cancelled() or future.exception():
                 continue
-            if (outcome := future.result()).answer is not None:
+            if (outcome := future.result()).answer is not None and not self._log.get(question):
                 self._log.add(question, outcome)
 
     def _keep(self, question: Question, outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,9 @@ def _build(
         records = []
         for task in chosen:
             record, queries = read_task(directory, task, judge)
-            found = judge_task(directory, record, queries, asker, per_task, seed)
-            for _ in track(found, f"Judging {task.name}", total=per_task):
-                pass
+            with closing(judge_task(directory, record, queries, asker, per_task, seed)) as found:
+                for _ in track(found, f"Judging {task.name}", total=per_task):
+                    pass
             records.append(record)
     finally:
         log.close()

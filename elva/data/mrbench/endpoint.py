@@ -23,6 +23,9 @@ LONGEST_PAUSE = 60.0
 LONGEST_RETRY_AFTER = 600.0
 PATIENCE = 120
 """Pauses (of ``pause`` seconds) without an answer to any question, after which the judge counts as gone."""
+TURNED_AWAY = 40
+"""Pauses for which the server is too busy for one question alone, after which that attempt at it has failed."""
+_PROBE = {"messages": [{"role": "user", "content": "Answer with yes."}], "temperature": 0, "max_tokens": 1}
 # What the next question may not meet again: its own length, size or content.
 _QUESTIONS_OWN = frozenset({400, 413, 422})
 # The server's trouble, which passes.
@@ -35,6 +38,10 @@ class _Outage(JudgeFault):
     def __init__(self, reason: str, busy: bool = False, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.busy, self.retry_after = busy, retry_after
+
+
+class _Refusal(JudgeError):
+    """A status that says no for good, such as 401: to everybody, or to one question (a filter's 403)."""
 
 
 class EndpointJudge:
@@ -90,24 +97,45 @@ class EndpointJudge:
             asked = time.monotonic()
             try:
                 return self._request("/chat/completions", request)
+            except _Refusal as refusal:
+                if self._answers_probe():
+                    raise JudgeFault(str(refusal)) from refusal
+                raise
             except _Outage as outage:
                 attempt += 1
-                if not outage.busy and attempt >= TRIES and self._heard > previous:
-                    raise JudgeFault(str(outage)) from outage
-                silent = time.monotonic() - max(begin, self._heard)
-                if attempt >= TRIES and silent >= PATIENCE * self._pause:
-                    raise JudgeError(self._gone(question, attempt, outage)) from outage
+                if attempt >= TRIES:
+                    self._check_patience(question, attempt, outage, begin, previous)
                 previous = asked
-                time.sleep(self._wait(attempt, outage.retry_after))
+                time.sleep(self._wait(attempt, outage))
 
-    def _wait(self, attempt: int, retry_after: float | None) -> float:
+    def _check_patience(
+        self, question: Question, attempt: int, outage: _Outage, begin: float, previous: float
+    ) -> None:
+        """Raises JudgeFault or JudgeError where another attempt would be one too many."""
+        if self._heard > previous or self._answers_probe():
+            turned_away = time.monotonic() - begin
+            if not outage.busy or turned_away >= TURNED_AWAY * self._pause:
+                raise JudgeFault(str(outage)) from outage
+        elif time.monotonic() - max(begin, self._heard) >= PATIENCE * self._pause:
+            raise JudgeError(self._gone(question, attempt, outage)) from outage
+
+    def _answers_probe(self) -> bool:
+        """Whether it answers another question: a small one, so that nobody else's has to be under way."""
+        try:
+            self._request("/chat/completions", {"model": self._model, **_PROBE})
+        except (JudgeFault, JudgeError):
+            return False
+        return True
+
+    def _wait(self, attempt: int, outage: _Outage) -> float:
         # spread out, so that the questions of all threads do not come back at once
         pause = min(self._pause * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1)
-        if retry_after is None:
+        if outage.retry_after is None:
             return pause
-        if retry_after > LONGEST_RETRY_AFTER:
-            raise JudgeError(f"{self._url} asks to be left alone for {retry_after:.0f} s; go on after that")
-        return retry_after + random.uniform(0, self._pause)
+        if outage.retry_after > LONGEST_RETRY_AFTER:
+            said = f"{self._url} asks to be left alone for {outage.retry_after:.0f} s"
+            raise JudgeFault(said) if self._answers_probe() else JudgeError(f"{said}; go on after that")
+        return outage.retry_after + random.uniform(0, self._pause)
 
     def _gone(self, question: Question, attempts: int, outage: _Outage) -> str:
         return (
@@ -165,7 +193,7 @@ class EndpointJudge:
                 f"{said} and points to {reply.location or 'nowhere'}; the key is not sent there: "
                 "give that server's own /v1 as the judge if you mean it"
             )
-        raise JudgeError(said)
+        raise _Refusal(said)
 
 
 def _checked(url: str) -> str:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from elva.data.mbeir import read_json_lines
-from elva.data.records import DataError, Grain
+from elva.data.lines import read_json_lines
+from elva.data.mrbench.answers import stored_grains
+from elva.data.records import TASK_MODALITIES, DataError, Grain, described
 
 FOLDER = "mrbench"
 JUDGED = f"{FOLDER}/judged.jsonl"
 
 PICKED, SPARE, FEWER = "picked", "spare", "fewer"
 """In the benchmark; multi-grain but not needed for equal numbers; fewer than two grains."""
+STATES = (PICKED, SPARE, FEWER)
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,39 @@ def write_judged(root: Path, judged: Iterable[Judged]) -> None:
 
 
 def read_judged(root: str | Path) -> list[Judged]:
-    """Raises DataError where the directory has no such file or a line of it is malformed."""
+    """Raises DataError where the directory has no such file, or for the first line that no build wrote."""
     if not (Path(root) / JUDGED).is_file():
         raise DataError(f"{root}: no {JUDGED}, expected a directory that `elva mrbench build` made")
-    found = []
-    for where, record in read_json_lines(Path(root) / JUDGED, JUDGED):
+    found: dict[tuple[str, int, str], Judged] = {}
+    for where, line in read_json_lines(Path(root) / JUDGED, JUDGED):
         try:
-            grains = tuple(map(Grain.from_json, record.pop("grains")))
-            found.append(Judged(grains=grains, **record))
-        except (AttributeError, KeyError, TypeError) as error:
+            record = _judged(line)
+        except ValueError as error:
             raise DataError(f"{where}: -: no record of a judged query: {error}") from error
-    return found
+        if (name := (record.dataset, record.task_id, record.qid)) in found:
+            raise DataError(f"{where}: {record.qid}: a second record of this query, expected one for each")
+        found[name] = record
+    return list(found.values())
+
+
+def _judged(line: Any) -> Judged:
+    if not isinstance(line, dict):
+        raise ValueError(f"{described(line)}, expected an object")
+    names = {field.name for field in fields(Judged)}
+    if line.keys() != names:
+        odd = ", ".join(sorted(line.keys() ^ names))
+        raise ValueError(f"the fields {odd} are missing or unknown, expected {', '.join(sorted(names))}")
+    for kinds, expected, called in (
+        (str, "a string", ("qid", "dataset", "text")),
+        (bool, "true or false", ("of_picture",)),
+        (str | None, "a string or null", ("image", "positive_text", "positive_image")),
+    ):
+        for name in called:
+            if not isinstance(line[name], kinds):
+                raise ValueError(f"{name} is {described(line[name])}, expected {expected}")
+    if type(line["task_id"]) is not int or line["task_id"] not in TASK_MODALITIES:
+        tasks = ", ".join(map(str, TASK_MODALITIES))
+        raise ValueError(f"task_id is {described(line['task_id'])}, expected one of {tasks}")
+    if line["state"] not in STATES:
+        raise ValueError(f"state is {described(line['state'])}, expected one of {', '.join(STATES)}")
+    return Judged(**{**line, "grains": stored_grains(line["grains"], line["text"])})

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from elva.data.lines import parse_json_line
 from elva.data.mrbench import prompt
-from elva.data.mrbench.answers import KINDS, Answer, Question
+from elva.data.mrbench.answers import KINDS, Answer, Question, stored_grains
 from elva.data.mrbench.judges import Judge, Outcome
-from elva.data.records import Grain
+from elva.data.records import described
 
 
 class AnswerLog:
@@ -66,14 +67,17 @@ class AnswerLog:
         kept = whole[: whole.rfind(b"\n") + 1]
         if len(kept) < len(whole):
             os.truncate(self._path, len(kept))
-        for number, line in enumerate(kept.splitlines(), start=1):
+        for number, line in enumerate(kept.split(b"\n")[:-1], start=1):
             try:
-                record = json.loads(line)
+                record = parse_json_line(line)
+                if not isinstance(record, dict):
+                    raise ValueError(f"a record is {described(record)}, expected an object")
                 if record.get("reason") is None:  # earlier versions kept failures, too
-                    self._outcomes[record["key"]] = _from_json(record)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    key, outcome = _from_json(record)
+                    self._outcomes[key] = outcome
+            except ValueError as error:
                 raise ValueError(
-                    f"{self._path}:{number}: no line of a build's answers; remove it to ask again ({error})"
+                    f"{self._path}:{number}: no line of a build's answers: {error}; remove the line to ask again"
                 ) from error
 
 
@@ -82,6 +86,13 @@ def _to_json(answer: Answer, attempts: int) -> dict[str, Any]:
     return {"attempts": attempts, "text": answer.text, "grains": grains}
 
 
-def _from_json(record: dict[str, Any]) -> Outcome:
-    grains = tuple(map(Grain.from_json, record["grains"]))
-    return Outcome(Answer(record["text"], grains), record["attempts"])
+def _from_json(record: dict[str, Any]) -> tuple[str, Outcome]:
+    """The key and what it stands for. Raises ValueError for a field that is not what ``add`` writes."""
+    key, text, attempts = record.get("key"), record.get("text"), record.get("attempts")
+    for name, value in (("key", key), ("text", text)):
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {described(value)}, expected a string")
+    if type(attempts) is not int or attempts < 1:
+        raise ValueError(f"attempts is {described(attempts)}, expected a number from 1 on")
+    assert isinstance(key, str) and isinstance(text, str)
+    return key, Outcome(Answer(text, stored_grains(record.get("grains"), text)), attempts)

@@ -13,12 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from elva.data.lines import parse_json_line
 from elva.data.mbeir import MBEIRDirectory
 from elva.data.mrbench.agreement import agreement
 from elva.data.mrbench.answers import AnswerError, grains_from_json
 from elva.data.mrbench.datasheet import REVIEW, write_datasheet
-from elva.data.mrbench.judged import FEWER, PICKED, Judged, read_judged
-from elva.data.records import DataError, Grain
+from elva.data.mrbench.judged import FEWER, JUDGED, PICKED, Judged, read_judged
+from elva.data.records import DataError, Grain, described
 from elva.files import atomic_file
 from elva.intervals import wilson
 from elva.locks import LockedError, lock_directory
@@ -27,6 +28,14 @@ DECISIONS = ("accepted", "corrected", "rejected")
 LONGEST_TURN = 10.0
 FEWER_SHARE = 4
 """One query with fewer than two grains for every so many picked ones: kappa needs both verdicts."""
+
+
+class DatasheetError(OSError):
+    """A decision is kept, and in ``report``, but the datasheet could not be written anew."""
+
+    def __init__(self, report: dict[str, Any], cause: Exception) -> None:
+        super().__init__(f"saved, but README.md is not brought up to date: {cause}")
+        self.report = report
 
 
 class Review:
@@ -47,6 +56,7 @@ class Review:
             self.items += generator.sample(fitting, len(fitting))[:count]
         generator.shuffle(self.items)
         self._by_key = {key(item): item for item in self.items}
+        self._all = {key(item): item for item in judged}
         self._decisions = self._read()
         self._lock = threading.Lock()
 
@@ -58,7 +68,7 @@ class Review:
         """Take ``{"key", "decision"}``, with ``grains`` where corrected; returns the new report.
 
         What others have decided about the directory meanwhile is kept. Raises ValueError for anything else, and OSError
-        where it cannot be written, and then changes nothing.
+        where it cannot be written, and then changes nothing; DatasheetError where only README.md could not.
         """
         if not isinstance(request, Mapping):
             raise ValueError(f"a {type(request).__name__} given, expected an object with key and decision")
@@ -76,7 +86,10 @@ class Review:
                     json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
                 )
             self._decisions = decisions
-            write_datasheet(self.root)
+            try:
+                write_datasheet(self.root)
+            except (OSError, ValueError) as error:
+                raise DatasheetError(report, error) from error
         return report
 
     def report(self) -> dict[str, Any]:
@@ -106,15 +119,25 @@ class Review:
         if not path.is_file():
             return {}
         try:
-            decisions = json.loads(path.read_text(encoding="utf-8"))["decisions"]
-            for name, record in decisions.items():
-                if name in self._by_key:
-                    decisions[name] = _decision(record, self._by_key[name])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            content = parse_json_line(path.read_bytes())
+            decisions = content.get("decisions") if isinstance(content, dict) else None
+            if not isinstance(decisions, dict):
+                raise ValueError("expected an object with an object decisions")
+            return {name: self._kept(name, record) for name, record in decisions.items()}
+        except ValueError as error:
             raise DataError(
                 f"{path}: no review of this directory ({error}); remove it to begin anew"
             ) from error
-        return decisions
+
+    def _kept(self, name: str, record: Any) -> dict[str, Any]:
+        if name not in self._all:
+            raise ValueError(f"decisions: {described(name)} is no query of {JUDGED}")
+        if not isinstance(record, dict):
+            raise ValueError(f"decisions: {name}: {described(record)}, expected an object")
+        try:
+            return _decision(record, self._all[name])
+        except ValueError as error:
+            raise ValueError(f"decisions: {name}: {error}") from error
 
 
 def key(item: Judged) -> str:

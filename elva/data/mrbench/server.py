@@ -6,8 +6,10 @@ import base64
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import re
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import Any
 
 from elva.data.mrbench.answers import KINDS
 from elva.data.mrbench.judged import Judged
-from elva.data.mrbench.review import Review, key
+from elva.data.mrbench.review import DatasheetError, Review, key
 from elva.data.records import DataError
 
 HOST = "127.0.0.1"
 LONGEST_BODY = 1 << 16
+LONGEST_SIDE = 1600
+"""Pixels of a picture that is converted to be shown."""
 NOTHING_RUNS = "default-src 'none'; frame-ancestors 'none'; sandbox"
 """The policy of what is no page: whatever it is, opened by itself it runs nothing."""
 _PICTURE = re.compile(r"/picture/(\d{1,9})/(query|positive)")
@@ -54,6 +58,11 @@ class _Server(ThreadingHTTPServer):
     # a page with all its pictures, in several tabs; the default of 5 turns some of them away
     request_queue_size = 128
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # whoever closes the page in the middle of a picture has done nothing wrong
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
 
 class _Handler(BaseHTTPRequestHandler):
     review: Review
@@ -82,6 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             report = self.review.decide(self._body())
+        except DatasheetError as error:
+            self._send_json(HTTPStatus.OK, {"report": error.report, "warning": str(error)})
         except (ValueError, RecursionError) as error:
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except OSError as error:
@@ -127,12 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
         relative = None
         if number < len(items):
             relative = items[number].image if which == "query" else items[number].positive_image
-        content = b""
+        kind, content = None, b""
         if relative:
             with contextlib.suppress(OSError, DataError):
-                path = self.review.directory.path(relative)
-                content = path.read_bytes() if path.is_file() else b""
-        kind = picture_type(content)
+                kind, content = _shown(self.review.directory.path(relative))
         if kind is None:
             self._send_json(HTTPStatus.NOT_FOUND, {"error": "no such picture"})
         else:
@@ -152,6 +161,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Security-Policy", policy)
         self.end_headers()
         self.wfile.write(content)
+
+
+def _shown(path: Path) -> tuple[str | None, bytes]:
+    """A picture as a browser shows it, as PNG where none shows its format; ``(None, b"")`` where it is none."""
+    content = path.read_bytes() if path.is_file() else b""
+    kind = picture_type(content)
+    if kind is not None:
+        return kind, content
+    from elva.pictures import PictureError, read_rgb
+
+    buffer = io.BytesIO()
+    try:
+        picture = read_rgb(path)
+    except PictureError:
+        return None, b""
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    picture.save(buffer, "PNG")
+    return "image/png", buffer.getvalue()
 
 
 def picture_type(content: bytes) -> str | None:

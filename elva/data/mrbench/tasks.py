@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 from elva.data.mbeir import MBEIRDirectory
@@ -97,7 +98,7 @@ def judge_task(
     asker: Asker,
     count: int,
     seed: int,
-) -> Iterator[Query]:
+) -> Generator[Query, None, None]:
     """Ask in a seeded order, yielding each multi-grain query, until there are ``count``; ``record`` keeps all answers.
 
     Which queries are asked depends on the answers alone, not on how many are asked at a time.
@@ -108,15 +109,16 @@ def judge_task(
         # Never more than could still be needed, so that none is asked for nothing.
         batch, order = order[: count - found], order[count - found :]
         questions = [question_of(directory, query, record.pool) for query in batch]
-        for query, outcome in zip(batch, asker(questions), strict=True):
-            record.retried += outcome.attempts > 1 and outcome.answer is not None
-            if outcome.answer is None:
-                record.set_aside.append((query.qid, outcome.reason or ""))
-                continue
-            record.answers.append((query, outcome.answer))
-            if is_multigrain(outcome.answer):
-                found += 1
-                yield query
+        with closing(asker(questions)) as outcomes:
+            for query, outcome in zip(batch, outcomes, strict=True):
+                record.retried += outcome.attempts > 1 and outcome.answer is not None
+                if outcome.answer is None:
+                    record.set_aside.append((query.qid, outcome.reason or ""))
+                    continue
+                record.answers.append((query, outcome.answer))
+                if is_multigrain(outcome.answer):
+                    found += 1
+                    yield query
 
 
 def read_task(directory: MBEIRDirectory, task: Task, judge: Judge) -> tuple[TaskRecord, list[Query]]:

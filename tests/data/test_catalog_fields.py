@@ -255,7 +255,7 @@ def test_c31_brackets_alone_are_no_list(tmp_path: Path) -> None:
             '{"image": "0.png"}'.encode("utf-32"),
             ": cannot be read: the file is UTF-32 text, expected UTF-8 text",
         ),
-        (gzip.compress(b"{}"), ": cannot be read: the file is gzip, expected UTF-8 text"),
+        (gzip.compress(b"{}", mtime=0), ": cannot be read: the file is gzip, expected UTF-8 text"),
         (b"PK\x03\x04\0\0", ": cannot be read: the file is a zip archive, expected UTF-8 text"),
         (b"\nimage,m\n0.png,x\n", ":2: begins with 'image,m', expected one JSON object a line (no CSV)"),
         (b"- image: 0.png\n", ":1: begins with '- image: 0.png', expected one JSON object a line (no CSV)"),

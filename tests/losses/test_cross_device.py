@@ -151,7 +151,7 @@ def worker(rank: int, world: int, store: str) -> None:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_equals_one_process(world: int, tmp_path: Path) -> None:
     ranks = [
         subprocess.Popen(

@@ -70,7 +70,7 @@ def kill_after_first_checkpoint(arguments, output):
 
 
 @pytest.mark.parametrize(
-    "stage", [pytest.param(stage, marks=[] if stage == "rl" else [pytest.mark.slow]) for stage in STAGES]
+    "stage", [pytest.param(stage, marks=[] if stage == "text" else [pytest.mark.slow]) for stage in STAGES]
 )
 def test_a_killed_run_ends_as_an_uninterrupted_one(stage, mini_scenes, untrained_model, tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +49,28 @@ def adapter_settings(name: str, model: Any) -> Any:
     ) as error:  # PEFT checks little: what a wrong value raises depends on where it is first used
         raise ValueError(f"{file}: PEFT cannot use it: {type(error).__name__}: {error}") from error
     settings.inference_mode = True
+    _require_scales(settings, file)
     _make_literal(settings, [key for key, _ in model.named_modules()], file)
     return settings
+
+
+def _require_scales(settings: Any, file: Path) -> None:
+    """PEFT computes with whatever stands here, and takes true for 1."""
+    for name, rank in _with_pattern(settings, "r", "rank_pattern"):
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"{file}: {name} is {rank!r}, expected a whole number above 0")
+    for name, alpha in _with_pattern(settings, "lora_alpha", "alpha_pattern"):
+        if type(alpha) not in (int, float) or not math.isfinite(alpha):
+            raise ValueError(f"{file}: {name} is {alpha!r}, expected a finite number")
+
+
+def _with_pattern(settings: Any, key: str, pattern: str) -> Iterator[tuple[str, Any]]:
+    """A number of the adapter and those of single layers, by name; of another kind of adapter there are none."""
+    if (value := getattr(settings, key, None)) is not None:
+        yield key, value
+    values = getattr(settings, pattern, None)
+    if isinstance(values, dict):
+        yield from ((f"{pattern}[{name!r}]", value) for name, value in values.items())
 
 
 def _make_literal(settings: Any, names: list[str], file: Path) -> None:

@@ -99,3 +99,19 @@ def test_other_expressions_are_named(values, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         adapter_settings(name, model())
     assert str(error.value).startswith(f"{tmp_path / 'adapter_config.json'}: ")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"r": 0}, "r is 0"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16'"),
+        ({"r": True}, "r is True"),
+        ({"alpha_pattern": {"head": False}}, r"alpha_pattern\['head'\] is False"),
+        ({"rank_pattern": {"head": [3]}}, r"rank_pattern\['head'\] is \[3\]"),
+    ],
+)
+def test_what_is_no_scale_is_named(values, named, tmp_path):
+    with pytest.raises(ValueError, match=f"adapter_config.json: {named}, expected a "):
+        adapter_settings(write(tmp_path, **values), model())

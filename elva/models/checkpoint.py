@@ -49,7 +49,7 @@ def load(
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights}/config.json: transformers cannot use it: {reason}") from error
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    dtype = _dtype(dtype)
     attention = resolve_attention(attn_implementation, device, dtype or model_config.dtype)
     settings = read_config(name, *([base] if base else []))
     model = adapters.load_weights(model_class, weights, attn_implementation=attention, dtype=dtype or "auto")
@@ -62,6 +62,18 @@ def load(
     tower = model.config.vision_config
     image_processor = load_image_processor(weights, tower, settings.image_backend, trust_remote_code)
     return Loaded(model.to(device).eval(), tokenizer, image_processor, settings)
+
+
+def _dtype(given: torch.dtype | str | None) -> torch.dtype | None:
+    """torch's, by its name; None for the checkpoint's own, which transformers calls auto."""
+    if given is None or given == "auto":
+        return None
+    found = getattr(torch, given, None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(
+            f"dtype: {given!r} given, expected auto, float32, bfloat16, float16 or another of torch's"
+        )
+    return found
 
 
 def model_class_of(weights: str) -> Any:
@@ -77,6 +89,11 @@ def model_class_of(weights: str) -> Any:
     except OSError as error:
         raise OSError(f"path_or_name: {weights}: {' '.join(str(error).split())}") from error
     kind = values.get("model_type")
+    stage = Path(weights) / "model"
+    if kind is None and (stage / "config.json").is_file():
+        raise ValueError(
+            f"path_or_name: {weights} is the output of a stage, expected the model in it, {stage}"
+        )
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ValueError(
             f"path_or_name: {weights} is a {kind!r} model, expected one of {', '.join(ARCHITECTURES)}"

@@ -164,8 +164,8 @@ class MultimodalEncoder:
         mode, read = mode or self.config.mode, read or self.config.read
         check_choice("mode", mode, MODES)
         check_choice("read", read, READS)
-        if batch_size < 1:
-            raise ValueError(f"batch_size: {batch_size} given, expected at least 1")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size!r} given, expected a whole number of at least 1")
         items = join_instructions(parse_inputs(inputs), instruction)
         embeddings = torch.zeros(len(items), self.hidden_size)
         summaries = [""] * len(items)

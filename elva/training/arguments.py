@@ -32,6 +32,18 @@ IGNORED = {
     "remove_unused_columns": "an example is handed to the stage whole; leave it out",
     "dataloader_pin_memory": "an example holds no tensors; leave it out",
     "label_smoothing_factor": "the loss is the stage's own; leave it out",
+    **dict.fromkeys(
+        (
+            "push_to_hub",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_token",
+            "hub_private_repo",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        "nothing leaves this machine; upload output/model with `hf upload`",
+    ),
     **dict.fromkeys(("train_sampling_strategy", "group_by_length", "length_column_name"), _ORDER),
     **dict.fromkeys(
         (

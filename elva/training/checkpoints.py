@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,11 @@ def whole_checkpoint(output: Path, processes: int, remove: bool) -> str | None:
                 raise ConfigError(f"{path} {fault}; {_ADVICE}")
             return str(path)
         if remove:
+            warnings.warn(
+                f"{path} was not written to its end ({STATE}, the last file, cannot be read) and is removed; its "
+                "steps are trained again",
+                stacklevel=2,
+            )
             shutil.rmtree(path)
     return None
 

@@ -59,10 +59,12 @@ def _cut(config: StageConfig, folder: Path) -> StageConfig:
         return replace(config, **common)
     assert isinstance(config, InstructConfig | RLConfig)
     negatives = config.negatives
+    # a number that the stage refuses is refused as it was given
+    refused = isinstance(config, RLConfig) and config.rl.random_negatives == "batch"
     common["negatives"] = replace(
         negatives,
         n_hard=min(negatives.n_hard, 2),
-        n_random=min(negatives.n_random, 2),
+        n_random=negatives.n_random if refused else min(negatives.n_random, 2),
         instances=8,
     )
     common["tasks"] = None  # the scenes have a few tasks only

@@ -17,7 +17,11 @@ from elva.training.config import BaseConfig, StageConfig
 Identity = dict[str, str]
 
 _PICTURE = re.compile(rb'"(?:query_)?img_path"\s*:\s*("(?:[^"\\]|\\.)+")')
-_OF_A_MODEL = frozenset({".safetensors", ".bin", ".json", ".jinja", ".txt", ".model"})
+_OF_A_MODEL = re.compile(
+    r".*\.(safetensors|bin|jinja|model)(\.index\.json)?|(.*_)?config\.json|elva\.json|modules\.json|"
+    r"(tokenizer|vocab|added_tokens|special_tokens_map)\.json|merges\.txt"
+)
+"""What loading may read. A note or a figure beside them is none of it."""
 _CHUNK = 2**20
 
 
@@ -112,7 +116,7 @@ def _model_files(name: str) -> list[Path]:
     files = [
         file for place in places for pattern in ("*", "*/config.json") for file in sorted(place.glob(pattern))
     ]
-    return [file for file in files if file.suffix in _OF_A_MODEL and file.is_file()]
+    return [file for file in files if _OF_A_MODEL.fullmatch(file.name) and file.is_file()]
 
 
 def _commit(name: str) -> str | None:

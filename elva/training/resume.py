@@ -20,6 +20,36 @@ PROCESSES = "processes"
 ORIGIN = "origin"
 """Beside them: what the data and the start model were (`elva.training.origin`)."""
 WEIGHTS = "model.safetensors"
+UNTRAINED = frozenset(
+    {
+        PROCESSES,
+        ORIGIN,
+        "output",
+        "vision_cache",
+        *(
+            f"trainer.{name}"
+            for name in (
+                "dataloader_num_workers",
+                "dataloader_persistent_workers",
+                "dataloader_prefetch_factor",
+                "ddp_timeout",
+                "disable_tqdm",
+                "log_level",
+                "log_level_replica",
+                "log_on_each_node",
+                "logging_first_step",
+                "logging_steps",
+                "logging_strategy",
+                "report_to",
+                "run_name",
+                "save_steps",
+                "save_strategy",
+                "save_total_limit",
+            )
+        ),
+    }
+)
+"""What a run may go on with otherwise: no weight hangs on it."""
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
@@ -64,14 +94,34 @@ def same_settings(config: StageConfig, output: Path) -> None:
     before = _record(output)
     if before is None:
         return
-    settings = json.loads(json.dumps(asdict(config)))
-    changed = sorted(
-        key for key in {*settings, *before} - {PROCESSES, ORIGIN} if settings.get(key) != before.get(key)
-    )
-    if changed:
+    now, then = _flat(json.loads(json.dumps(asdict(config)))), _flat(before)
+    moved = {key for key in ("data", "model") if _is_the_same_place(config, before, key)}
+    other = sorted(key for key in {*now, *then} - moved if now.get(key) != then.get(key))
+    if other:
         raise ConfigError(
-            f"{output} holds a run with other settings ({', '.join(changed)}); choose another output or remove it"
+            f"{output} holds a run with other settings ({', '.join(other)}); choose another output or remove it"
         )
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by their whole names, without those that change nothing of what is trained."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= (
+            {f"{key}.{name}": own for name, own in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return {
+        key: value for key, value in flat.items() if key not in UNTRAINED and not key.startswith(f"{ORIGIN}.")
+    }
+
+
+def _is_the_same_place(config: StageConfig, before: dict[str, Any], key: str) -> bool:
+    """Another spelling of the path, or a directory that was moved: `same_origin` compares what lies there."""
+    now, then = getattr(config, key), before.get(key)
+    if not (isinstance(then, str) and os.path.lexists(now)):
+        return False
+    known = before.get(ORIGIN)
+    return Path(now).resolve() == Path(then).resolve() or bool(isinstance(known, dict) and known.get(key))
 
 
 def same_origin(config: StageConfig, output: Path) -> None:

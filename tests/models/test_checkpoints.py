@@ -228,7 +228,7 @@ FAULTS = {
         settings(base_model_name_or_path="../nowhere"),
         r"adapter_config\.json: base_model_name_or_path is '\.\./nowhere', and there is no such directory",
     ),
-    "r": (settings(r="4"), r"adapter_config\.json: PEFT cannot use it: TypeError"),
+    "r": (settings(r="4"), r"adapter_config\.json: r is '4', expected a whole number above 0"),
     "another r": (settings(r=8), "16 weights have another shape .* expected "),
     "type": (settings(peft_type="FOO"), "PEFT cannot use it: KeyError: 'FOO'"),
     "kind": (settings(alora_invocation_tokens=[1]), "the adapter cannot be merged"),
@@ -346,3 +346,24 @@ def test_torchvisions_image_processor_is_known_by_its_class():
     assert image_backend(type("Qwen2VLImageProcessorFast", (), {})()) == "torchvision"
     with pytest.raises(ValueError, match="image_backend: 'opencv' given, expected one of pil, torchvision"):
         EncoderConfig(image_backend="opencv")
+
+
+def test_the_output_of_a_stage_is_not_taken_for_its_model(base, tmp_path):
+    shutil.copytree(base, tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.json").write_text('{"seed": 0}')
+    with pytest.raises(
+        ValueError, match=r"run is the output of a stage, expected the model in it, .*run/model$"
+    ):
+        MultimodalEncoder.from_pretrained(tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["auto", None, "float32", torch.float32])
+def test_dtypes_by_their_names(base, dtype):
+    encoder = MultimodalEncoder.from_pretrained(base, dtype=dtype, device="cpu")
+    assert encoder.base_model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "nn", 16])
+def test_what_is_no_dtype_is_named(base, dtype):
+    with pytest.raises(ValueError, match=f"^dtype: {dtype!r} given, expected auto, float32"):
+        MultimodalEncoder.from_pretrained(base, dtype=dtype, device="cpu")

@@ -64,6 +64,11 @@ def test_all_settings_of_evaluation_are_known_to_be_none_of_ours() -> None:
     assert {name for name in names if name.startswith("do_") or "eval" in name} <= IGNORED.keys()
 
 
+def test_a_stage_sends_nothing_to_the_hub() -> None:
+    names = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {name for name in names if "hub" in name} <= IGNORED.keys()
+
+
 def test_values_that_trainer_takes(tmp_path: Path) -> None:
     found = arguments(tmp_path, max_steps=-1, warmup_steps=0.1, save_total_limit=None, save_only_model=False)
     assert found.save_total_limit is None and found.warmup_steps == 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from elva.training.config import ConfigError, StageConfig
 from elva.training.origin import changed, origin
+from elva.training.resume import same_origin, same_settings, write_record
 from elva.training.run import run_stage
 from tests.training.test_resume import small_text_run
 
@@ -37,6 +39,8 @@ def beside(root: Path) -> None:
     """What training does not read."""
     for name in (
         "model/README.md",
+        "model/notes.json",
+        "model/seconds.txt",
         "data/query/test/mbeir_scenes_task0_test.jsonl",
         "data/mbeir_images/new.png",
     ):
@@ -101,6 +105,68 @@ def test_a_run_does_not_go_on_with_other_data(
     shutil.rmtree(model)
     with pytest.raises(ConfigError, match=message):
         run_stage(config)
+
+
+def finished(config: StageConfig) -> None:
+    """What a run leaves behind that `same_settings` and `same_origin` look at."""
+    Path(config.output).mkdir()
+    write_record(config, Path(config.output), processes=1)
+
+
+def resumed(config: StageConfig) -> None:
+    same_settings(config, Path(config.output))
+    same_origin(config, Path(config.output))
+
+
+def test_directories_may_move_and_be_spelt_otherwise(
+    mini_scenes: Path, untrained_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in (("data", mini_scenes), ("model", untrained_model)):
+        shutil.copytree(source, tmp_path / name)
+    finished(small_text_run(tmp_path / "model", tmp_path / "data", tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    resumed(small_text_run("model/", "./data", "run/"))
+    for name in ("data", "model", "run"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    moved = [tmp_path / f"moved-{name}" for name in ("model", "data", "run")]
+    resumed(small_text_run(*moved))
+    with pytest.raises(ConfigError, match=r"moved-run holds a run with other settings \(data\)"):
+        resumed(small_text_run(moved[0], tmp_path / "never", moved[2]))
+    append(moved[0] / "elva.json")
+    with pytest.raises(ConfigError, match=r"^model: the content of .*moved-model has changed"):
+        resumed(small_text_run(*moved))
+
+
+def test_a_directory_of_which_nothing_is_known_is_known_by_its_path(
+    mini_scenes: Path, untrained_model: Path, tmp_path: Path
+) -> None:
+    finished(small_text_run(untrained_model, mini_scenes, tmp_path / "run"))
+    record = tmp_path / "run" / "config.json"
+    record.write_text(json.dumps({k: v for k, v in json.loads(record.read_text()).items() if k != "origin"}))
+    shutil.copytree(mini_scenes, tmp_path / "data")
+    with pytest.raises(ConfigError, match=r"other settings \(data\)"):
+        resumed(small_text_run(untrained_model, tmp_path / "data", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"logging_steps": 1, "report_to": "none", "save_steps": 7, "dataloader_num_workers": 2}, None),
+        ({"max_steps": 3}, "trainer.max_steps"),
+        ({"learning_rate": 0.1, "logging_steps": 1}, "trainer.learning_rate"),
+    ],
+)
+def test_settings_that_no_weight_hangs_on_may_change(changed, named, mini_scenes, untrained_model, tmp_path):
+    before = small_text_run(untrained_model, mini_scenes, tmp_path / "run")
+    finished(before)
+    after = small_text_run(
+        untrained_model, mini_scenes, tmp_path / "run", trainer={**before.trainer, **changed}
+    )
+    if named is None:
+        resumed(after)
+        return
+    with pytest.raises(ConfigError, match=rf"other settings \({named}\)"):
+        resumed(after)
 
 
 def test_a_model_of_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def test_accelerate_reads_its_files(name, kind):
     [
         ("rl.gradent=score", "did you mean rl.gradient"),
         ("rl.gradient=both", "expected one of score, pathwise, surrogate"),
-        ("rl.random_negatives=batch", "negatives.n_random: got 2 with rl.random_negatives: batch"),
+        ("rl.random_negatives=batch", "negatives.n_random: got 50 with rl.random_negatives: batch"),
         ("trainer.learning_rte=1", "learning_rte"),
     ],
 )

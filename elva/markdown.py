@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
 def escaped(text: str) -> str:
-    """A name as text: no HTML, no further cell of a table, one line."""
+    """A name as text: no HTML, no link, picture, code or emphasis, no further cell of a table, one line."""
     line = " ".join(text.splitlines())
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"[\\`*\[\]|]", r"\\\g<0>", line)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:

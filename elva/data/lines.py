@@ -56,7 +56,7 @@ def parse_json(text: str) -> Any:
     The Unicode forms of a key are one key: whichever came last would silently win.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=unique_object)
     except json.JSONDecodeError as error:
         found = described(text[error.pos : error.pos + 60].rstrip())
         raise ValueError(f"malformed JSON: {error}, at {found}") from error
@@ -110,7 +110,7 @@ def read_json_lines(path: Path, shown: str, pipes: bool = False) -> Iterator[tup
         raise DataError(f"{shown}: cannot be read: {error.strerror}") from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     seen: set[str] = set()
     for key, _ in pairs:

@@ -7,6 +7,8 @@ import unicodedata
 
 # Marks that join or choose a glyph and are no format characters by category.
 _JOINERS = {"\u034f", *map(chr, (*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)))}
+# A black flag and the tags that say whose it is: format characters by category, and all that tells flags apart.
+_FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f")
 
 _ABSENT = {"nan", "none", "null", "na", "nat"}
 # Strokes that are no dashes by category: underscore, modifier minus, hyphen bullet, minus, box lines, long vowel.
@@ -23,8 +25,13 @@ def comparable(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text without format characters and marks that only join or choose a glyph."""
-    return "".join(c for c in text if unicodedata.category(c) != "Cf" and c not in _JOINERS)
+    """The text without format characters and marks that only join or choose a glyph; regions of a flag stay."""
+    flags = {place for found in _FLAG.finditer(text) for place in range(*found.span())}
+    return "".join(
+        c
+        for place, c in enumerate(text)
+        if place in flags or (unicodedata.category(c) != "Cf" and c not in _JOINERS)
+    )
 
 
 def is_blank(text: str) -> bool:

@@ -288,6 +288,16 @@ def test_c31_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "spoken"),
+    [("0.00001", "0.00001"), ("2.50", "2.5"), ("1e-7", "0.0000001"), ("3.0", "3"), ("1e3", "1000")],
+)
+def test_numbers_are_written_without_exponents(number: str, spoken: str, tmp_path: Path) -> None:
+    path = write(tmp_path, [{"m": "@"}])
+    path.write_text(path.read_text().replace('"@"', number))
+    assert values(read_catalog(path, ["m"])) == [{spoken}]
+
+
+@pytest.mark.parametrize(
     ("written", "spoken"),
     [
         ("navy－blue", "navy blue"),
@@ -297,6 +307,14 @@ def test_c31_a_byte_order_mark_is_no_content(tmp_path: Path) -> None:
         ("a__b", "a b"),
         ("-5", "-5"),
         ("a - b", "a - b"),
+        ("3-5", "3-5"),
+        ("2021-03-04", "2021-03-04"),
+        ("+49-30-123", "+49-30-123"),
+        ("1e-5", "1e-5"),
+        ("size-10", "size 10"),
+        ("10-inch", "10 inch"),
+        ("e-5", "e 5"),
+        ("1_2", "1 2"),
     ],
 )
 def test_a10_a_dash_between_words_is_a_space_whatever_the_letters(written: str, spoken: str) -> None:

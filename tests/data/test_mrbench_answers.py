@@ -36,6 +36,21 @@ def test_offsets_choose_among_equal_words_and_wrong_ones_are_forgiven_where_no_c
     assert [(grain.start, grain.end) for grain in found] == [(6, 9), (16, 19)]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        '<think>An empty answer would be {"grains": []}; here I see more.</think>\n@',
+        'A draft: {"grains": []}. No, it is @',
+        "Here you go {not json}: ```json @```",
+        'For {"text": "a car"}: @ I hope {that} helps.',
+        "{" * 90 + " @",
+    ],
+)
+def test_what_is_said_around_the_answer_is_no_answer(said: str) -> None:
+    reply = said.replace("@", grains({"kind": "entity", "text": "bus"}))
+    assert parse_answer(reply, Question("1:1", TEXT, None)).grains == (Grain("entity", "bus", 20, 23),)
+
+
 def test_no_grain_is_an_answer() -> None:
     assert parse_answer('{"grains": []}', Question("1:1", TEXT, None)).grains == ()
 
@@ -45,6 +60,10 @@ def test_no_grain_is_an_answer() -> None:
     [
         ("I cannot help with that.", "there is no JSON object"),
         ('{"grains": [', "the answer is no JSON"),
+        ('{"grains": [{"kind": "entity", "text": "car"}, {"ki', "the answer is no JSON"),
+        (grains({"kind": "entity", "text": "car"})[:-1] + ', "grains": []}', "'grains' stands twice"),
+        (f"<think>{grains()}</think>", "there is no JSON object"),
+        (f"<think>{grains()}", "there is no JSON object"),
         ('{"things": []}', '"grains" must be a list'),
         ('{"grains": {"kind": "entity"}}', '"grains" must be a list'),
         (grains(*[{"kind": "entity", "text": "car"}] * 31), "at most 30"),

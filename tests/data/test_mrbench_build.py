@@ -88,7 +88,7 @@ def test_names_are_no_html_in_the_datasheet(paper_rows: Path, tmp_path: Path) ->
     judge.name = "<b>rules`"
     build(source, judge, tmp_path / "out", per_task=2)
     text = (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    assert "directory &lt;img src=x> in which the judge (&lt;b>rules`)" in text
+    assert "directory &lt;img src=x> in which the judge (&lt;b>rules\\`)" in text
     assert "<" not in text
 
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from elva.data.records import DataError, described
@@ -64,7 +65,7 @@ class ValueReader:
                 raise DataError(f"{where} is {value}, expected a finite number")
             if math.isnan(value):
                 return ""
-            return str(int(value) if value.is_integer() else value)
+            return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
         text = str(value).strip()
         if stands_for_nothing(text):
             self.missing[comparable(text)] += 1
@@ -98,12 +99,16 @@ def composed(key: str) -> str:
 def spoken_key(key: str) -> str:
     """Dashes and underscores between words as spaces, and single spaces.
 
-    An accent or an invisible character, which stays, belongs to its word.
+    An accent or an invisible character, which stays, belongs to its word. A dash between digits ("3-5", "2021-03-04")
+    or of an exponent ("1e-5") is part of a number.
     """
     words = "".join("x" if unicodedata.combining(c) or not visible(c) else c for c in key)
-    for dashes in reversed(list(re.finditer(r"(?<=\w)[-‐‑﹣－_]+(?=\w)|_+", words))):
+    for dashes in reversed(list(_DASHES.finditer(words))):
         key = f"{key[: dashes.start()]} {key[dashes.end() :]}"
     return " ".join(key.split())
+
+
+_DASHES = re.compile(r"(?<=\w)(?!(?<=\d)[-‐‑﹣－]\d|(?<=\d[eE])-\d)[-‐‑﹣－_]+(?=\w)|_+")
 
 
 def _is_written_list(text: str) -> bool:

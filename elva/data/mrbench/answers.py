@@ -10,12 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from elva.data.lines import unique_object
 from elva.data.records import Grain
 
 KINDS = ("entity", "attribute", "action", "relation", "count")
 MOST_GRAINS = 30
 LONGEST_DESCRIPTION = 400
 LONGEST_REPLY = 50_000
+MOST_BRACES = 100
+"""Places of a reply at which an object is looked for: each may cost a reading of all that follows."""
+THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ class AnswerError(ValueError):
 
 
 def parse_answer(reply: str, question: Question) -> Answer:
-    """The answer in a judge's reply: the JSON object in it, whatever stands around it.
+    """The answer in a judge's reply: the last JSON object with grains in it, whatever stands around it.
+
+    What stands between ``<think>`` and ``</think>`` is no answer.
 
     Every grain needs a kind of ``KINDS`` and the words it stands for, copied from the text; ``start`` and ``end`` are
     checked where given, and needed where the words stand there more than once. Grains must not overlap.
@@ -97,14 +103,26 @@ def _stored_grain(number: int, item: Any, text: str) -> Grain:
 
 
 def _json_object(reply: str) -> Mapping[str, Any]:
-    start = reply.find("{")
-    if start < 0:
+    said = THOUGHT.sub("", reply)
+    decoder = json.JSONDecoder(object_pairs_hook=unique_object)
+    found: list[Mapping[str, Any]] = []
+    fault: Exception | None = None
+    start = said.find("{")
+    for _ in range(MOST_BRACES):
+        if start < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(said, start)
+            found.append(value)
+        except (ValueError, RecursionError) as error:
+            fault, end = fault or error, start + 1
+        start = said.find("{", end)
+    answers = [value for value in found if "grains" in value]
+    if not answers and fault is not None:
+        raise AnswerError(f"the answer is no JSON: {fault}") from fault
+    if not found:
         raise AnswerError(f"there is no JSON object in the answer {_short(reply)}")
-    try:
-        value, _ = json.JSONDecoder().raw_decode(reply, start)
-    except (ValueError, RecursionError) as error:
-        raise AnswerError(f"the answer is no JSON: {error}") from error
-    return value
+    return (answers or found)[-1]
 
 
 def _description(value: Mapping[str, Any]) -> str:

@@ -136,8 +136,8 @@ class MBEIRDirectory:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         shown = shortened(str(self.root), 500)
-        if not os.path.isdir(self.root):
-            raise DataError(f"{shown} is not there, expected a directory in M-BEIR's layout")
+        if not os.path.exists(self.root):
+            raise DataError(f"not an M-BEIR directory: {shown} is not there")
         if not os.path.isdir(self.root / "query"):
             raise DataError(f"{shown}: not an M-BEIR directory: expected a folder query/ in it")
         self._resolved = self.root.resolve()

@@ -48,7 +48,7 @@ def evaluate_command(
             "rows. mrbench: Table 6, hits and distances by grains. unseen: a set's own metrics."
         ),
     ] = None,
-    check: Annotated[bool, typer.Option(help="Check the whole directory first.")] = True,
+    check: Annotated[bool, typer.Option(help="Check all that will be read first.")] = True,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write results.json and report.html here.")
     ] = None,
@@ -70,11 +70,11 @@ def evaluate_command(
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
     with one_line("elva eval", debug), ExitStack() as held:
-        if check:
-            require_sound(data, pool)
         directory = MBEIRDirectory(data)
         inputs = Inputs(directory, instructions)
         chosen = select_tasks(directory, split, names)
+        if check:
+            require_sound(directory, chosen, split, pool)
         if benchmark == "unseen":
             require_unseen([task.dataset for task in chosen])
         _require_directory(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,17 @@ from elva.data.unseen import unseen_set_of
 from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
-__all__ = ["NO_GLOBAL_POOL", "Problem", "check"]
-
-NO_GLOBAL_POOL = "no global pool"
+__all__ = ["Problem", "check"]
 
 
-def check(root: str | Path) -> Iterator[Problem]:
+def check(root: str | Path, only: Collection[str] | None = None) -> Iterator[Problem]:
     """Yield every problem of the directory, in this order: instructions, pools, queries, qrels, captions, pictures.
 
     Every line of every file is looked at, every distinct picture decoded once (and reported at its first
-    use); no content raises. Without a folder ``query`` nothing else is looked at.
+    use); no content raises. Without a folder ``query`` nothing else is looked at. With ``only`` (paths relative to
+    ``root``), only the problems of these files and of the pictures that they name.
     """
-    checker = _Checker(Path(root))
+    checker = _Checker(Path(root), only)
     if not os.path.isdir(checker.root / "query"):
         message = f"not an M-BEIR directory: no folder query in {shortened(str(root), 500)}"
         yield Problem("query", 0, NO_ID, message)
@@ -68,8 +67,8 @@ def check(root: str | Path) -> Iterator[Problem]:
 
 
 class _Checker(Reader):
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
+    def __init__(self, root: Path, only: Collection[str] | None = None) -> None:
+        super().__init__(root, only)
         self.instructed: set[tuple[int, str, str]] | None = None
         self.pools: dict[str, set[str]] = {}
         self.qids: dict[str, set[str]] = {}
@@ -124,7 +123,7 @@ class _Checker(Reader):
         for split in sorted({kind.split for kind in map(parse_query_file, files) if kind} - {"train"}):
             if global_pool_file(split) not in self.pools:
                 message = (
-                    f"{NO_GLOBAL_POOL}: the file is missing, expected the candidates of all {split} queries"
+                    f"no global pool: the file is missing, expected the candidates of all {split} queries"
                 )
                 self.report(global_pool_file(split), 0, NO_ID, message)
 
@@ -171,8 +170,9 @@ class _Checker(Reader):
     def _expect_companions(self, relative: str, kind: QueryFile) -> None:
         """Report the pool and the qrels that a query file needs and that are not there."""
         if kind.split == "train":
-            if global_pool_file("train") not in self.pools:
-                self.report(relative, 0, NO_ID, f"no training pool: {global_pool_file('train')} is missing")
+            pool = global_pool_file("train")
+            if pool not in self.pools and self.matters(pool):
+                self.report(relative, 0, NO_ID, f"no training pool: {pool} is missing")
         elif kind.dataset is not None and kind.task_id is not None:
             own = local_pool_file(kind.split, kind.dataset, kind.task_id)
             shared = shared_local_pool_file(kind.dataset, kind.task_id)

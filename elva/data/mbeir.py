@@ -130,13 +130,15 @@ def reason_of(error: Exception) -> str:
 class MBEIRDirectory:
     """A directory in M-BEIR's layout; nothing is read before it is asked for.
 
-    Raises DataError where ``root`` has no ``query`` folder.
+    Raises DataError where ``root`` is not there or has no ``query`` folder.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        shown = shortened(str(self.root), 500)
+        if not os.path.exists(self.root):
+            raise DataError(f"not an M-BEIR directory: {shown} is not there")
         if not os.path.isdir(self.root / "query"):
-            shown = shortened(str(self.root), 500)
             raise DataError(f"{shown}: not an M-BEIR directory: expected a folder query/ in it")
         self._resolved = self.root.resolve()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ class Problem:
 
 
 class Reader:
-    """Reads the files of a directory and collects problems."""
+    """Reads the files of a directory and collects problems, with ``only`` those of these files."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, only: Collection[str] | None = None) -> None:
+        self.root, self.only = root, only
         self.problems: list[Problem] = []
         self.first_use: dict[str, tuple[str, int, str]] = {}
 
@@ -43,8 +43,12 @@ class Reader:
         taken, self.problems = self.problems, []
         return taken
 
+    def matters(self, path: str) -> bool:
+        return self.only is None or path in self.only
+
     def report(self, path: str, line: int, identifier: str, message: str) -> None:
-        self.problems.append(Problem(path, line, identifier, message))
+        if self.matters(path):
+            self.problems.append(Problem(path, line, identifier, message))
 
     def files(self, folder: str, suffix: str) -> list[str]:
         found = (self.root / folder).rglob(f"*{suffix}")
@@ -69,7 +73,7 @@ class Reader:
 
     def use_image(self, image: str | None, relative: str, number: int, identifier: str) -> None:
         """Remember the first line that names a picture."""
-        if image:
+        if image and self.matters(relative):
             self.first_use.setdefault(image, (relative, number, identifier))
 
 

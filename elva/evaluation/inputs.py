@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from elva.data.check import NO_GLOBAL_POOL, check
+from elva.data.check import check
 from elva.data.instructions import clean, query_text
-from elva.data.mbeir import TASK_MODALITIES, Candidate, DataError, MBEIRDirectory, Query
+from elva.data.mbeir import (
+    INSTRUCTIONS,
+    TASK_MODALITIES,
+    Candidate,
+    DataError,
+    MBEIRDirectory,
+    Query,
+    Task,
+    global_pool_file,
+    qrels_file,
+    query_file,
+)
 
 if TYPE_CHECKING:
     from elva.models.encoder import MultimodalEncoder
@@ -23,26 +33,33 @@ UNREACHABLE = "unreachable qrels"
 AVERAGE = "average"
 
 
-def require_sound(root: str | Path, pool: str = "local") -> None:
-    """Raise DataError when ``elva.data.check`` finds a problem in ``root``: how many, and the first five.
+def require_sound(directory: MBEIRDirectory, tasks: Sequence[Task], split: str, pool: str = "local") -> None:
+    """Raise DataError for problems (``elva.data.check``) of what an evaluation reads: how many, and the first five.
 
-    Unreachable qrels alone do not stop an evaluation: M-BEIR's own OVEN and InfoSeek have them. They are counted
-    in ``TaskRow.unreachable`` instead. Nor does a missing global pool, where another one is searched.
+    Unreachable qrels do not stop an evaluation: M-BEIR's own OVEN and InfoSeek have them. They are counted in
+    ``TaskRow.unreachable`` instead. Nor does what is wrong with other splits, other tasks or a pool not searched.
     """
-    tolerated = (UNREACHABLE,) if pool == "global" else (UNREACHABLE, NO_GLOBAL_POOL)
-    if not Path(root).is_dir():
-        raise DataError(f"data directory {root} is not there, expected a directory in M-BEIR's layout")
-    count = 0
-    first: list[str] = []
-    for problem in check(root):
-        count += 1
-        if len(first) < SHOWN_PROBLEMS and not problem.message.startswith(tolerated):
-            first.append(str(problem))
-    if first:
-        noun = "problem" if count == 1 else "problems"
-        more = [f"… and {count - len(first)} more"] if count > len(first) else []
-        advice = f"{root} has {count} {noun}; run `elva data check {root}` to see every one"
-        raise DataError("\n".join([advice, *first, *more]))
+    found = check(directory.root, _files_read(directory, tasks, split, pool))
+    problems = [str(problem) for problem in found if not problem.message.startswith(UNREACHABLE)]
+    if problems:
+        noun = "problem" if len(problems) == 1 else "problems"
+        advice = (
+            f"{directory.root} has {len(problems)} {noun} in what this evaluation reads; "
+            f"`elva data check {directory.root}` lists all, --no-check (check=False) evaluates all the same"
+        )
+        shown = problems[:SHOWN_PROBLEMS]
+        more = [f"… and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise DataError("\n".join([advice, *shown, *more]))
+
+
+def _files_read(directory: MBEIRDirectory, tasks: Sequence[Task], split: str, pool: str) -> set[str]:
+    """Relative to the root; local pools always, as multi-grain splits and the report's gallery search them."""
+    files = {INSTRUCTIONS} | ({global_pool_file(split)} if pool == "global" else set())
+    for task in tasks:
+        files |= {query_file(split, *task), directory.local_pool_file(split, *task)}
+        if split != "train":
+            files.add(qrels_file(split, *task))
+    return files
 
 
 def parse_instructions(instructions: str) -> tuple[str, int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query, Task
+from elva.data.mbeir import Candidate, DataError, MBEIRDirectory, Query, Task, query_file
 from elva.data.records import is_multigrain
 from elva.data.unseen import unseen_set_of
 from elva.evaluation.grains import grain_distance, grains_named
@@ -63,7 +63,7 @@ def evaluate(
         limit: at most so many queries a task, drawn with ``seed``; all by default.
         batch_size: inputs encoded at a time.
         seed: draws the queries of ``limit`` and of the grain distance.
-        check: look at the whole directory first (``elva.data.check``), before anything is encoded.
+        check: look at all that will be read (``elva.data.check``), pictures too, before anything is encoded.
         candidates: embeddings to use and to add to; by default made from the other arguments.
         trec: a directory for every row's run and judgements in TREC's formats (``elva.evaluation.trec``).
 
@@ -73,10 +73,10 @@ def evaluate(
     """
     query_mode = encoder.config.mode if query_mode is None else query_mode
     _validate(pool, query_mode, candidate_mode, limit, batch_size)
-    if check:
-        require_sound(root, pool)
     directory = MBEIRDirectory(root)
     chosen = select_tasks(directory, split, tasks)
+    if check:
+        require_sound(directory, chosen, split, pool)
     started = time.monotonic()
     inputs = Inputs(directory, instructions)
     candidates = candidates or CandidateEmbeddings(encoder, inputs, candidate_mode, batch_size)
@@ -86,6 +86,8 @@ def evaluate(
     grain_summaries: list[str] = []
     for task in chosen:
         queries = sample_queries(directory.queries(split, *task), limit, seed)
+        if not queries:
+            raise DataError(f"{query_file(split, *task)}: no queries in this file, expected at least one")
         row, summaries = search.run(task, queries)
         rows.append(row)
         if row.is_multigrain:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ class ELVAReward:
     Called by the trainer with ``prompts`` and ``completions``, plain (str) or conversational (lists of messages), and
     the data set's columns ``positive`` (an input a row) and ``negatives`` (a list of inputs a row, of any lengths, also
     none). The picture of a prompt stands in its message, or in the column ``image`` or ``images``, as in TRL.
-    Returns a finite reward a row; None, which TRL leaves out, where ``positive`` is None.
+    Returns a finite reward a row; None, which TRL leaves out, where ``positive`` is None (``negatives`` may be, too).
 
     Raises:
         TypeError: ``embed`` is neither, a prompt or completion of another form, ``negatives`` holds no list.
@@ -179,8 +180,8 @@ def _check_columns(rows: int, **columns: Any) -> None:
             )
         if len(values) != rows:
             raise ValueError(f"{name}: {len(values)} rows given, expected {rows} (one a prompt)")
-    for row, values in enumerate(columns["negatives"]):
-        if not isinstance(values, list | tuple):
+    for row, (own, values) in enumerate(zip(columns["positive"], columns["negatives"], strict=True)):
+        if own is not None and not isinstance(values, list | tuple | np.ndarray):
             raise TypeError(
                 f"negatives[{row}]: {type(values).__name__} given, expected a list of inputs (it may be empty)"
             )

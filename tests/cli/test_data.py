@@ -180,7 +180,7 @@ def test_a11_from_catalog_says_what_it_left_out(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.stderr.splitlines() == [
         f"note: {items}: items left out, copies of pictures of the catalogue: 1",
-        f"note: {items}: 'nan' read as no value: 1 times",
+        f"note: {items}: material: 'nan' read as no value: 1 times",
         f"wrote {tmp_path / 'out'}",
     ]
     assert runner.invoke(app, ["check", str(tmp_path / "out")]).exit_code == 0

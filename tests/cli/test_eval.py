@@ -151,7 +151,7 @@ def test_faulty_data_is_an_error_without_output_or_model(
     before = sorted(tmp_path.rglob("*"))
     result = run("m", "--data", data, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "has 2 problems; run `elva data check" in result.output
+    assert "has 2 problems in what this evaluation reads; `elva data check" in result.output
     assert "missing image" in result.output
     assert "Traceback" not in result.output
     assert sorted(tmp_path.rglob("*")) == before

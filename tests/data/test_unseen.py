@@ -78,6 +78,7 @@ def test_sharegpt4v_and_urban1k(source: Path) -> None:
     other = source.parent / "urban"
     other.mkdir()
     urban1k(other)
+    (other / "caption/._1.txt").write_bytes(b"\0\5\x16\7 of macOS")
     convert_unseen("urban1k", other, source.parent / "urban_out")
     asked, pictures = rows(MBEIRDirectory(source.parent / "urban_out"), "urban1k", 0)
     assert [(query.text, pictures[query.positives[0]].image) for query in asked] == [

@@ -123,11 +123,43 @@ def test_faulty_directory_stops_before_anything_is_encoded(root: Path, word_enco
     with pytest.raises(DataError) as caught:
         evaluate(encoder, root)
     first, *shown, last = str(caught.value).splitlines()
-    assert f"has 7 problems; run `elva data check {root}`" in first
+    assert f"has 7 problems in what this evaluation reads; `elva data check {root}` lists all" in first
+    assert "--no-check" in first
     assert len(shown) == 5
     assert all(line.startswith("query/test/mbeir_toys_task0_test.jsonl:") for line in shown)
     assert last == "… and 2 more"
     assert encoder.encoded == []
+
+
+def break_others(root: Path, pool: str) -> None:
+    """Faults in all that an evaluation of toys_task0 on test does not read."""
+    other = {"local": "global/mbeir_union_test", "global": "local/mbeir_toys_task4"}[pool]
+    (root / "query/train").mkdir()
+    for file in (
+        "query/train/mbeir_toys_train.jsonl",
+        "query/test/mbeir_toys_task4_test.jsonl",
+        f"cand_pool/{other}_cand_pool.jsonl",
+        "cand_pool/global/mbeir_union_train_cand_pool.jsonl",
+    ):
+        candidate = {"did": "20:99", "txt": None, "img_path": "mbeir_images/absent.png", "modality": "image"}
+        with (root / file).open("a", encoding="utf-8") as lines:
+            lines.write("{\n" + json.dumps(candidate) + "\n")
+
+
+@pytest.mark.parametrize("pool", ["local", "global"])
+def test_faults_in_what_is_not_read_stop_nothing(root: Path, word_encoder: Callable, pool: str) -> None:
+    whole = evaluate(word_encoder(), root, tasks=["toys_task0"], pool=pool).rows
+    break_others(root, pool)
+    assert evaluate(word_encoder(), root, tasks=["toys_task0"], pool=pool).rows == whole
+    (root / "mbeir_images/red_small.png").unlink()  # also a candidate of pools that are not read
+    with pytest.raises(DataError, match=r"has 1 problem in what this .*\n.*missing image: .*red_small\.png"):
+        evaluate(word_encoder(), root, tasks=["toys_task0"], pool=pool)
+
+
+def test_an_empty_query_file_is_named_without_a_check_too(root: Path, word_encoder: Callable) -> None:
+    (root / "query/test/mbeir_toys_task4_test.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"^query/test/mbeir_toys_task4_test.jsonl: no queries in this file"):
+        evaluate(word_encoder(), root, check=False)
 
 
 def test_unreachable_qrels_are_counted_not_fatal(root: Path, word_encoder: Callable) -> None:

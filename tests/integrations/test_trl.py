@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -126,6 +127,13 @@ def test_rows_of_different_lengths_and_without_a_positive():
     alone = torch.nn.functional.cosine_similarity(*table(["efff", "eff"]).unsqueeze(1))
     assert found[2] == pytest.approx(0.6 * float(alone), abs=1e-6)
     assert reward(["ab"], ["c"], positive=[None], negatives=[[]]) == [None]
+
+
+def test_rows_of_another_data_set_have_neither_column():
+    found = ELVAReward(table)(
+        ["ab", "cd"], ["cc", "dd"], positive=["abc", None], negatives=[np.array(["xyz", "abd"]), None]
+    )
+    assert found == [pytest.approx(expected("abcc", "abc", ["xyz", "abd"]), abs=1e-6), None]
 
 
 def test_all_rows_without_negatives():

@@ -141,8 +141,9 @@ def _warn(path: Path, catalog: Catalog) -> None:
     """Say what the directory will lack."""
     for kind, count in catalog.left_out.items():
         warnings.warn(f"{path}: {kind} left out, copies of pictures of the catalogue: {count}", stacklevel=3)
-    for text, count in catalog.missing.items():
-        warnings.warn(f"{path}: {text!r} read as no value: {count} times", stacklevel=3)
+    for key, counts in catalog.missing.items():
+        for text, count in counts.items():
+            warnings.warn(f"{path}: {key}: {text!r} read as no value: {count} times", stacklevel=3)
 
 
 def _counts(task: TaskData) -> dict[str, int]:

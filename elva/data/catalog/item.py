@@ -29,11 +29,11 @@ class Item:
 class Catalog:
     """The items of a catalogue; ``folder`` is resolved, ``list_keys`` are the keys that some item gives a list for.
 
-    ``left_out`` counts copies (``elva.data.catalog.copies``), ``missing`` the texts taken for nothing (``"nan"``).
+    ``left_out`` counts copies (``elva.data.catalog.copies``), ``missing`` by key the texts read as nothing ("nan").
     """
 
     folder: Path
     items: list[Item]
     list_keys: frozenset[str]
     left_out: dict[str, int] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, dict[str, int]] = field(default_factory=dict)

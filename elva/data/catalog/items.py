@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from elva.data.catalog.copies import fingerprint, without_copies
@@ -21,6 +21,7 @@ from elva.data.catalog.values import (
 from elva.data.lines import numbered_lines
 from elva.data.mbeir import DataError, read_json_lines, reason_of
 from elva.data.records import described, record_id, shortened
+from elva.files import leads_out
 from elva.pictures import PictureError, read_rgb
 from elva.progress import track
 
@@ -38,16 +39,16 @@ def read_catalog(
 ) -> Catalog:
     """Read a catalogue, with every picture opened and decoded once.
 
-    A grain key is looked up in ``item["attributes"]``, then in the item itself. Absent, null and empty values are
-    missing, as are "nan", "None", "N/A" and dashes alone (``stands_for_nothing``; counted in ``Catalog.missing``);
-    numbers become text; dashes and underscores inside a value become spaces; spellings that differ only in Unicode
-    form, format characters, white space or case are one value (the first one met). Items whose picture an earlier item
-    has, and second pictures that are another picture of the catalogue, are left out by their pixels
-    (``Catalog.left_out``).
+    A grain key is looked up in ``item["attributes"]``, else (also for null) in the item itself. Absent, null and empty
+    values are missing, as are "nan", "None", "N/A" and dashes alone (``stands_for_nothing``; counted by key in
+    ``Catalog.missing``); numbers become text; dashes and underscores inside a value become spaces; spellings that
+    differ only in Unicode form, format characters, white space or case are one value (the first one met). Items whose
+    picture an earlier item has, and second pictures that are another picture of the catalogue, are left out by their
+    pixels (``Catalog.left_out``).
 
     Raises DataError, naming ``path:line``, for a picture that is missing, unusable, used twice or outside the
-    catalogue's folder, for a value that is an object, a list in a list or a list written as text, and for a name or
-    text that is neither a text nor a number; naming the keys that exist, for a key that no item has.
+    catalogue's folder, for a value that is an object, a list in a list, or a list or object written as text, and for a
+    name or text that is neither a text nor a number; naming the keys that exist, for a key that no item has.
     """
     _refuse_other_forms(path)
     records = list(read_json_lines(path, str(path)))
@@ -78,12 +79,12 @@ def read_catalog(
         alternative = record.get(alt_image_field) if alt_image_field else None
         if alternative is not None:
             alternative = _picture(folder, alternative, f"{named}: {alt_image_field}", pixels)
-        text = values.line(record.get(text_field), f"{named}: {text_field}")
+        text = values.line(record.get(text_field), named, text_field)
         items.append(
             Item(
                 where=where,
                 id=identifier,
-                name=_name(values.line(record.get("name"), f"{named}: name"), text),
+                name=_name(values.line(record.get("name"), named, "name"), text),
                 text=text,
                 image=image,
                 alt_image=alternative,
@@ -92,7 +93,13 @@ def read_catalog(
         )
     lists = {key for _, record in records for key in grains if isinstance(lookup(record, key), list)}
     kept, left_out = without_copies(items, pixels)
-    return Catalog(folder, kept, frozenset(lists), dict(left_out), dict(values.missing))
+    return Catalog(
+        folder,
+        kept,
+        frozenset(lists),
+        dict(left_out),
+        {key: dict(texts) for key, texts in values.missing.items()},
+    )
 
 
 def _refuse_other_forms(path: Path) -> None:
@@ -142,10 +149,17 @@ def _picture(folder: Path, given: object, where: str, pixels: dict[str, bytes]) 
         found = resolved.is_file()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where} {described(given)} is not a usable path: {reason_of(error)}") from error
-    if Path(given).is_absolute() or not resolved.is_relative_to(folder):
+    inside = resolved.is_relative_to(folder)
+    if Path(given).is_absolute() or (not found and PureWindowsPath(given).is_absolute()):
+        expected = repr(resolved.relative_to(folder).as_posix()) if inside and found else "a path"
+        raise DataError(f"{where} {given!r} is absolute, expected {expected}, relative to {folder}")
+    if not inside:
         raise DataError(
             f"{where} {given!r} leaves the catalogue's folder {folder}, expected a path inside it"
         )
+    slashed = given.replace("\\", "/")
+    if not found and not leads_out(slashed) and (folder / slashed).is_file():
+        raise DataError(f"{where} {given!r} is written with backslashes; expected {slashed!r}")
     if not found:
         raise DataError(f"{where} {given!r} does not exist in {folder}, expected a picture")
     relative = resolved.relative_to(folder).as_posix()

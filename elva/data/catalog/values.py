@@ -7,7 +7,7 @@ import json
 import math
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -21,13 +21,13 @@ Grains = frozenset[Value]
 
 
 class ValueReader:
-    """Reads fields of records; ``missing`` counts the texts that it took for nothing.
+    """Reads fields of records; ``missing`` counts the texts that it took for nothing, by key.
 
     Spellings that differ only in Unicode form, format characters, white space or case are one value: the first met.
     """
 
     def __init__(self) -> None:
-        self.missing: Counter[str] = Counter()
+        self.missing: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._spelling: dict[Value, str] = {}
 
     def grains(self, record: Mapping[str, Any], keys: Sequence[str], where: str) -> Grains:
@@ -36,52 +36,55 @@ class ValueReader:
         for key in keys:
             given = lookup(record, key)
             for element in given if isinstance(given, list) else [given]:
-                text = self._spoken(element, f"{where}: {key}")
+                text = self._spoken(element, where, key)
                 if text:
                     values.append((key, self._spelling.setdefault((key, comparable(text)), text)))
         return frozenset(values)
 
-    def line(self, given: object, where: str) -> str:
+    def line(self, given: object, where: str, key: str) -> str:
         """A text (or number) with single spaces; empty where there is none; DataError for anything else."""
         if given is None:
             return ""
         if isinstance(given, bool | list | Mapping):
-            raise DataError(f"{where} is {described(given)}, expected a text")
-        return " ".join(self._text(given, where).split())
+            raise DataError(f"{where}: {key} is {described(given)}, expected a text")
+        return " ".join(self._text(given, where, key).split())
 
-    def _spoken(self, value: object, where: str) -> str:
+    def _spoken(self, value: object, where: str, key: str) -> str:
         """A value as one says it, empty where it is missing."""
         if value is None:
             return ""
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, list | Mapping):
-            raise DataError(f"{where} holds {described(value)}, expected a text, a number or a list of them")
-        return spoken_key(composed(self._text(value, where)))
+            raise DataError(
+                f"{where}: {key} holds {described(value)}, expected a text, a number or a list of them"
+            )
+        text = self._text(value, where, key)
+        if _is_written_list(text):
+            raise DataError(
+                f"{where}: {key} is {described(text)}, a list or object written as text; expected JSON's own"
+            )
+        return spoken_key(composed(text))
 
-    def _text(self, value: object, where: str) -> str:
+    def _text(self, value: object, where: str, key: str) -> str:
         if isinstance(value, float):
             if math.isinf(value):
-                raise DataError(f"{where} is {value}, expected a finite number")
+                raise DataError(f"{where}: {key} is {value}, expected a finite number")
             if math.isnan(value):
                 return ""
             return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
         text = str(value).strip()
         if stands_for_nothing(text):
-            self.missing[comparable(text)] += 1
+            self.missing[key][comparable(text)] += 1
             return ""
-        if _is_written_list(text):
-            raise DataError(
-                f"{where} is {described(text)}, a list or object written as text; expected JSON's own"
-            )
         return "" if is_blank(text) else text
 
 
 def lookup(record: Mapping[str, Any], key: str) -> object:
-    """What the item gives for a key: in its attributes, then in itself; keys in any Unicode form are the same."""
+    """What the item gives for a key: in its attributes, else (also for null) in itself; in any Unicode form."""
     key = composed(key)
-    attributes = record.get("attributes") or {}
-    return attributes[key] if key in attributes else record.get(key)
+    given = (record.get("attributes") or {}).get(key)
+    return record.get(key) if given is None else given
 
 
 def with_composed_keys(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,11 +115,11 @@ _DASHES = re.compile(r"(?<=\w)(?!(?<=\d)[-‐‑﹣－]\d|(?<=\d[eE])-\d)[-‐�
 
 
 def _is_written_list(text: str) -> bool:
-    if text[:1] not in ("[", "{", "(") or text[-1:] not in ("]", "}", ")"):
+    if text[:1] + text[-1:] not in ("[]", "{}"):
         return False
     for parse in (ast.literal_eval, json.loads):
         try:
-            return isinstance(parse(text), list | tuple | set | dict)
+            return isinstance(parse(text), list | dict)
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
     return False

@@ -67,7 +67,8 @@ def _sharegpt4v(source: Source) -> Iterator[Pair]:
 
 
 def _urban1k(source: Source) -> Iterator[Pair]:
-    for file in sorted(source.path("caption").glob("*.txt"), key=lambda path: (len(path.stem), path.stem)):
+    files = [file for file in source.path("caption").glob("*.txt") if not file.name.startswith(".")]
+    for file in sorted(files, key=lambda path: (len(path.stem), path.stem)):
         relative = f"caption/{file.name}"
         caption = {"its first line": source.text(relative).split("\n")[0]}
         picture = f"{file.stem}.jpg"

@@ -72,8 +72,8 @@ class Source:
             raise DataError(f"{relative}:{line + 1}: malformed csv: {error}") from error
 
     def files(self, folder: str, suffixes: tuple[str, ...]) -> dict[str, Path]:
-        """Files of these kinds anywhere below ``folder``, by name without suffix."""
-        found = self.path(folder).rglob("*")
+        """Files of these kinds anywhere below ``folder``, by name without suffix; none that begins with a dot."""
+        found = [path for path in self.path(folder).rglob("*") if not path.name.startswith(".")]
         return {path.stem: path for path in sorted(found) if path.suffix.lower() in suffixes}
 
     def picture(self, folder: str, stem: str, where: str) -> Path:

@@ -34,6 +34,7 @@ def run_pytest(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_only_the_option_collects_them():
     with_option = run_pytest("--benchmark", "--collect-only")
     assert "benchmarks/test_rank_reward.py" in with_option

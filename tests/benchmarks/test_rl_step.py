@@ -28,6 +28,7 @@ def test_prompts_have_the_length_asked_for(tmp_path):
         make_problem(SMALL.varied(prompt_tokens=20), tmp_path)
 
 
+@pytest.mark.slow
 def test_both_steps_are_timed_and_have_the_same_gradients():
     figures = compare(SMALL, rounds=1)
     assert figures["max_rel_grad_diff"] <= SWEEP_LIMIT

@@ -157,6 +157,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_importing_any_module_prints_nothing() -> None:
     pytest.importorskip("triton", reason="elva.kernels needs triton")
     names = [dotted(path) for path in modules() if path.name != "__main__.py"]

@@ -63,6 +63,7 @@ def run_without(names: list[str], *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_without_any_of_them_everything_is_collected_and_core_tests_are_there() -> None:
     # -q once more: a line a file
     out = run_without(sorted(OPTIONAL), "--collect-only", "-q", "-rs", "tests")

@@ -62,6 +62,7 @@ def test_sdist_holds_all_sources(sdist: Path) -> None:
     assert [name for name in members if name.endswith((".so", ".pyc"))] == []
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if not name.endswith(".so")}
@@ -69,6 +70,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_native_kernels_where_there_is_a_compiler(wheel: Path) -> None:
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("no C++ compiler")
@@ -89,6 +91,7 @@ print(elva.__file__)
 """
 
 
+@pytest.mark.slow
 def test_unpacked_wheel_computes_without_the_checkout(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)

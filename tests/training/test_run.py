@@ -113,6 +113,7 @@ def test_a_checkpoint_without_some_weights_does_not_go_on(stage, mini_scenes, un
         trainer._load_from_checkpoint(str(run))
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_continue_a_run(mini_scenes, untrained_model, tmp_path):
     output = tmp_path / "run"
     output.mkdir()

@@ -131,7 +131,7 @@ PROCESSORS = {
     "merge word": ({"merge_size": "2"}, "merge_size is '2', expected 2 "),
     "patch": ({"patch_size": 7}, "patch_size is 7, expected 12 "),
     "frames": ({"temporal_patch_size": 2}, "temporal_patch_size is 2, expected 1 "),
-    "no size": ({"size": {}}, "transformers cannot use it: ValueError: size must have"),
+    "no size": ({"size": {}}, "transformers cannot use it: ValueError: size must"),
     "words": (
         {"size": {"shortest_edge": "a", "longest_edge": 5}},
         "size has shortest_edge 'a' and longest_edge 5",

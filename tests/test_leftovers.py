@@ -17,8 +17,10 @@ from elva.leftovers import claim, exit_on_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITE = """
-import sys, time
+import signal, sys, time
 from elva.files import atomic_directory, atomic_file
+# whatever these tests were started under: nohup has all that it starts ignore a hang-up
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[3]))
 make = atomic_directory if sys.argv[1] == "directory" else atomic_file
 with make(sys.argv[2]) as temporary:
     print("ready", flush=True)
@@ -26,10 +28,10 @@ with make(sys.argv[2]) as temporary:
 """
 
 
-def start(kind: str, target: Path) -> subprocess.Popen[str]:
+def start(kind: str, target: Path, hang_up: str = "SIG_DFL") -> subprocess.Popen[str]:
     """A process that is in the middle of writing ``target``."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITE, kind, str(target)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WRITE, kind, str(target), hang_up], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     return process
@@ -43,6 +45,15 @@ def test_c32_sigterm_removes_what_is_temporary(tmp_path: Path, kind: str, number
     process.send_signal(number)
     assert process.wait(timeout=20) == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    process = start("file", tmp_path / "out", hang_up="SIG_IGN")
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=0.3)
+    process.terminate()
+    assert process.wait(timeout=20) == 128 + signal.SIGTERM
 
 
 def test_c32_the_next_run_removes_what_a_dead_process_left_and_nothing_else(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def main() -> int:
         return 2
     # Told to end, or left alone by its terminal, a command first ends the processes that it started.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         status: int = importlib.import_module(f"benchmarks.gpu.{command}").main(arguments)
     except (OSError, ImportError) as error:

@@ -111,6 +111,7 @@ def read_json_lines(path: Path, shown: str, pipes: bool = False) -> Iterator[tup
 
 
 def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An ``object_pairs_hook`` of json: ValueError where a key, in any Unicode form, is there twice."""
     found = dict(pairs)
     seen: set[str] = set()
     for key, _ in pairs:

@@ -15,7 +15,7 @@ from elva.stopwatch import Stopwatch
 
 CACHE_BYTES = 1024 * 2**20
 SAMPLES = 16
-"""So many values of each weight, evenly spread, are compared in every call, which takes milliseconds."""
+"""So many values of each weight, evenly spread, are compared in every call without gradient: milliseconds."""
 PATCHES = 8192
 """The tower runs on at most so many patches at once (one picture at least): its memory does not grow with the batch."""
 
@@ -24,10 +24,11 @@ class FrozenVision:
     """Pictures → image features ``[tokens, H · (1 + deepstack levels)]``, without gradient, in the pictures' order.
 
     Pictures are known by their content. Features are kept on the tower's device (``CACHE_BYTES``, least recently used
-    dropped first) for as long as the tower's weights are the same tensors in the same state: a write through ``.data``
-    is noticed where it changes one of `SAMPLES` values of a weight. With ``store`` features are also looked up and kept
-    on disk. Qwen3-VL's deepstack features stand beside the last layer's. They are computed in
-    the precision of the tower's weights, whatever autocast says: other steps and runs read them again.
+    dropped first) for as long as the tower's weights are the same tensors in the same state: without gradient, as
+    `encode` runs, a write through ``.data`` is noticed too, where it changes one of `SAMPLES` values of a weight. With
+    ``store`` features are also looked up and kept on disk. Qwen3-VL's deepstack features stand beside the last layer's.
+    They are computed in the precision of the tower's weights, whatever autocast says: other steps and runs read them
+    again.
     """
 
     def __init__(self, backbone: nn.Module, stopwatch: Stopwatch) -> None:
@@ -36,7 +37,8 @@ class FrozenVision:
         self.cache = TensorCache(CACHE_BYTES)
         self.store: VisionStore | None = None
         self._names: dict[tuple[Any, ...], str] = {}
-        self._state: tuple[Any, ...] = ()
+        self._versions: tuple[Any, ...] = ()
+        self._values = b""
         self._digest: str | None = None
 
     @property
@@ -44,10 +46,13 @@ class FrozenVision:
         """No weight of the tower takes a gradient here."""
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self._tower.parameters()))
 
-    @torch.no_grad()
     def __call__(self, pictures: Sequence[Picture]) -> Tensor:
         """Features of at least one picture, on the tower's device and in its dtype."""
         self._forget_if_trained()
+        with torch.no_grad():
+            return self._features(pictures)
+
+    def _features(self, pictures: Sequence[Picture]) -> Tensor:
         names = [self._name(picture) for picture in pictures]
         known: dict[str, Tensor] = {}
         missing: dict[str, Picture] = {}
@@ -107,11 +112,16 @@ class FrozenVision:
     def _forget_if_trained(self) -> None:
         # in-place updates (an optimiser's step, a loaded checkpoint) raise a tensor's version, those of .data do not
         weights = list(self._tower.parameters())
-        state = (*((p.data_ptr(), p._version, p.dtype) for p in weights), _samples(weights))
-        if state != self._state:
+        versions = tuple((p.data_ptr(), p._version, p.dtype) for p in weights)
+        # reading values waits for the device, which a training step must not
+        values = self._values if torch.is_grad_enabled() else _samples(weights)
+        if versions != self._versions or (self._values and values != self._values):
             self.cache.clear()
-            self._state = state
             self._digest = None
+            self._values = b""
+        self._versions = versions
+        if not torch.is_grad_enabled():
+            self._values = values
 
     @property
     def _tower(self) -> Any:

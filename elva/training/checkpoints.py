@@ -54,8 +54,7 @@ def whole_checkpoint(output: Path, processes: int, remove: bool) -> str | None:
             return str(path)
         if remove:
             warnings.warn(
-                f"{path} was not written to its end ({STATE}, the last file, cannot be read) and is removed; its "
-                "steps are trained again",
+                f"{path} was not written to its end and is removed; its steps are trained again",
                 stacklevel=2,
             )
             shutil.rmtree(path)

@@ -218,3 +218,17 @@ def running(process: str) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(("before", "kept"), [("SIG_IGN", True), ("SIG_DFL", False)])
+def test_under_nohup_a_hang_up_stays_ignored(before: str, kept: bool, tmp_path: Path):
+    code = (
+        f"import signal, sys; signal.signal(signal.SIGHUP, signal.{before})\n"
+        f"sys.argv = ['gpu', 'report', {str(tmp_path / 'nothing')!r}]\n"
+        "from benchmarks.gpu.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[-1:] == [str(kept)], done.stderr

@@ -102,6 +102,15 @@ def test_the_tower_runs_on_a_bounded_number_of_patches(own_encoder, calls, monke
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
 
 
+def test_a_training_step_reads_no_weights(own_encoder, files, calls, monkeypatch):
+    """Their values would have to come from the device, which the step would wait for."""
+    own_encoder.base_model.requires_grad_(False)
+    monkeypatch.setattr("elva.models.vision._samples", lambda weights: pytest.fail("the step waits"))
+    for _ in range(2):
+        own_encoder.prepare([{"text": None, "image": str(files[0])}])
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("through", ["parameter", "data"])
 def test_changed_weights_are_noticed(own_encoder, files, calls, through):
     weight = next(own_encoder.base_model.model.visual.parameters())

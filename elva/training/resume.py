@@ -26,27 +26,22 @@ UNTRAINED = frozenset(
         ORIGIN,
         "output",
         "vision_cache",
-        *(
-            f"trainer.{name}"
-            for name in (
-                "dataloader_num_workers",
-                "dataloader_persistent_workers",
-                "dataloader_prefetch_factor",
-                "ddp_timeout",
-                "disable_tqdm",
-                "log_level",
-                "log_level_replica",
-                "log_on_each_node",
-                "logging_first_step",
-                "logging_steps",
-                "logging_strategy",
-                "report_to",
-                "run_name",
-                "save_steps",
-                "save_strategy",
-                "save_total_limit",
-            )
-        ),
+        "trainer.dataloader_num_workers",
+        "trainer.dataloader_persistent_workers",
+        "trainer.dataloader_prefetch_factor",
+        "trainer.ddp_timeout",
+        "trainer.disable_tqdm",
+        "trainer.log_level",
+        "trainer.log_level_replica",
+        "trainer.log_on_each_node",
+        "trainer.logging_first_step",
+        "trainer.logging_steps",
+        "trainer.logging_strategy",
+        "trainer.report_to",
+        "trainer.run_name",
+        "trainer.save_steps",
+        "trainer.save_strategy",
+        "trainer.save_total_limit",
     }
 )
 """What a run may go on with otherwise: no weight hangs on it."""

@@ -37,9 +37,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path) -> None:
     (whole.parent / "checkpoint-6").mkdir()
     assert whole_checkpoint(tmp_path, 1, remove=False) == str(whole)
     assert len(list(whole.parent.iterdir())) == 3
-    with pytest.warns(
-        UserWarning, match="checkpoint-[46] was not written to its end and is removed"
-    ) as said:
+    with pytest.warns(UserWarning, match="checkpoint-[46] was not written to its end and is removed") as said:
         assert whole_checkpoint(tmp_path, 1, remove=True) == str(whole)
     assert len(said) == 2
     assert [path.name for path in whole.parent.iterdir()] == ["checkpoint-2"]
